@@ -1,0 +1,60 @@
+"""The sizes of the models and the lengths of their training runs, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Shape of one Llama model. Rows are multiples of 256 where llama.cpp shall quantise them."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int = 1920
+    context: int = 2048
+    rope_theta: float = 10000.0
+    rms_eps: float = 1e-5
+
+    def parameter_count(self) -> int:
+        """Number of weights; the output layer shares the embedding and counts once."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        per_layer = attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return self.vocab * self.hidden + self.layers * per_layer + self.hidden
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run. A step reads ``rows * row_length`` tokens."""
+
+    steps: int
+    rows: int = 16
+    row_length: int = 256
+    long_every: int = 8
+    long_length: int = 1024
+    muon_rate: float = 0.02
+    adam_rate: float = 0.004
+    warmup: int = 60
+    floor: float = 0.02
+    prompt_weight: float = 0.0
+
+    def shortened(self, steps: int) -> Run:
+        """The same run with fewer steps, for ``--quick``."""
+        return replace(self, steps=steps, warmup=min(self.warmup, steps // 5))
+
+
+BASE = ModelSize("themis-tiny", hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffn=256)
+DRAFT = ModelSize("themis-tiny-draft", hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128)
+
+BASE_RUN = Run(steps=2600)
+DRAFT_RUN = Run(steps=1500)
+LORA_RUN = Run(steps=250, rows=8, adam_rate=0.003, warmup=20, long_every=0)
+
+LORA_RANK = 8
+LORA_ALPHA = 16.0
+LORA_TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")

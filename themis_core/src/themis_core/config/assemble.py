@@ -1,0 +1,244 @@
+"""From raw data to a checked configuration: every table structured, every plugin resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from themis_core.config.problems import Problems, shown
+from themis_core.config.settings import (
+    DEFAULT_MODEL,
+    TABLES,
+    ModelKeys,
+    PluginKeys,
+    ServerKeys,
+)
+from themis_core.config.sources import RawConfig, read
+from themis_core.config.structure import structure
+from themis_core.errors import ConfigInvalid, PluginNotFound, ThemisError
+from themis_core.hooks import (
+    BackendPlugin,
+    BundledModel,
+    Descriptor,
+    FrontDoorPlugin,
+    QuotaPlugin,
+    ValidatorPlugin,
+)
+from themis_core.plugins import Registry
+from themis_core.suggest import did_you_mean
+
+K = TypeVar("K", bound=msgspec.Struct)
+D = TypeVar("D", bound=Descriptor)
+
+
+class PluginConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A plugin and its checked settings."""
+
+    descriptor: Descriptor
+    settings: msgspec.Struct
+
+
+class ModelConfig(PluginConfig, frozen=True, kw_only=True):
+    """A model: its backend and settings, and the core's own keys."""
+
+    name: str
+    keys: ModelKeys
+
+
+class ServerConfig(PluginConfig, frozen=True, kw_only=True):
+    """The front door and where it listens."""
+
+    keys: ServerKeys
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A complete, checked configuration. `server` is None if the file has no such table."""
+
+    source: str
+    origins: dict[str, str]
+    default: str
+    models: dict[str, ModelConfig]
+    server: ServerConfig | None = None
+    quota: PluginConfig | None = None
+    validators: dict[str, PluginConfig] = {}
+
+
+def load(
+    path: str | Path | None, registry: Registry, environment: Mapping[str, str] | None = None
+) -> Config:
+    """Read and check the configuration. Raises `ConfigInvalid` with all problems."""
+    raw = read(path, environment)
+    return _Assembly(raw, registry).config()
+
+
+def server_config(path: str | Path | None, registry: Registry) -> ServerConfig:
+    """The `[server]` table, or its defaults. Raises `ConfigInvalid` or the plugin's error."""
+    raw = read(path)
+    raw.data = {"server": raw.data.get("server", {})}
+    assembly = _Assembly(raw, registry)
+    server = assembly.server()
+    if server is None:
+        raise assembly.invalid()
+    return server
+
+
+class _Assembly:
+    def __init__(self, raw: RawConfig, registry: Registry) -> None:
+        self._raw = raw
+        self._registry = registry
+        self._problems = Problems(raw.origins, raw.source)
+
+    def invalid(self) -> ConfigInvalid:
+        return ConfigInvalid(
+            "The configuration cannot be used:", problems=tuple(self._problems.found)
+        )
+
+    def config(self) -> Config:
+        for name in self._raw.data.keys() - set(TABLES):
+            self._problems.unknown_key(name, list(TABLES))
+        models = self._models()
+        default = self._default(list(models))
+        server = self.server() if "server" in self._raw.data else None
+        quota = self._plugin(self._raw.data.get("quota"), "quota", "quotas", QuotaPlugin)
+        validators = {
+            name: self._plugin(table, f"validators.{name}", "validators", ValidatorPlugin)
+            for name, table in self._table("validators").items()
+        }
+        if self._problems.found:
+            raise self.invalid()
+        return Config(
+            source=self._raw.source,
+            origins=self._raw.origins,
+            default=default,
+            models=models,
+            server=server,
+            quota=quota,
+            validators={name: plugin for name, plugin in validators.items() if plugin},
+        )
+
+    def server(self) -> ServerConfig | None:
+        data = self._table("server")
+        keys, rest = self._split(ServerKeys, data, "server")
+        if keys is None:
+            return None
+        found = self._resolve("front_doors", keys.use, FrontDoorPlugin, "server.use")
+        settings = found and structure(found.settings, rest, "server", self._problems)
+        if found is None or settings is None:
+            return None
+        return ServerConfig(descriptor=found, settings=settings, keys=keys)
+
+    def _models(self) -> dict[str, ModelConfig]:
+        tables = self._table("models") or {DEFAULT_MODEL: {"source": DEFAULT_MODEL}}
+        built = [self._model(name, table) for name, table in tables.items()]
+        models = {model.name: model for model in built if model is not None}
+        taken: dict[str, str] = dict.fromkeys(tables, "a model")
+        for model in models.values():
+            for alias in model.keys.aliases:
+                if alias in taken:
+                    self._problems.add(
+                        f"models.{model.name}.aliases",
+                        f"{alias!r} is already the name of {taken[alias]}.",
+                    )
+                taken[alias] = f"an alias of {model.name!r}"
+        return models
+
+    def _model(self, name: str, table: Any) -> ModelConfig | None:
+        key = f"models.{name}"
+        if not isinstance(table, dict):
+            self._problems.add(key, f"must be a table, not {shown(table)}.")
+            return None
+        keys, rest = self._split(ModelKeys, table, key)
+        if keys is None:
+            return None
+        if keys.source is not None:
+            resolved = self._bundled(keys, key)
+        elif keys.backend is not None:
+            resolved = keys.backend, {}
+        else:
+            self._problems.add(f"{key}.backend", "is missing.", "Give backend, or source.")
+            return None
+        if resolved is None:
+            return None
+        backend, given = resolved
+        found = self._resolve("backends", backend, BackendPlugin, f"{key}.backend")
+        settings = found and structure(found.settings, {**given, **rest}, key, self._problems)
+        if found is None or settings is None:
+            return None
+        return ModelConfig(name=name, keys=keys, descriptor=found, settings=settings)
+
+    def _bundled(self, keys: ModelKeys, key: str) -> tuple[str, dict[str, Any]] | None:
+        """Backend and settings for a bundled model: the one named, or the best installed."""
+        source = keys.source or ""
+        model = self._guarded(
+            lambda: self._registry.find("models", source, BundledModel), f"{key}.source"
+        )
+        if model is None:
+            return None
+        wanted = [keys.backend] if keys.backend else list(model.backends)
+        for backend in wanted:
+            if backend in self._registry.names and backend in model.backends:
+                return backend, model.backends[backend]
+        if keys.backend and keys.backend not in model.backends:
+            message = f"{source!r} cannot run on {keys.backend!r}."
+            remedy = f"It runs on: {', '.join(model.backends)}."
+        else:
+            message = f"no backend for {source!r} is installed."
+            remedy = f"Install one of: {', '.join(f'themis-{name}' for name in wanted)}."
+        self._problems.add(f"{key}.backend", message, remedy)
+        return None
+
+    def _default(self, models: list[str]) -> str:
+        default = self._raw.data.get("default", models[0] if models else "")
+        if models and default not in models:
+            self._problems.add(
+                "default",
+                f"{shown(default)} is not a configured model.",
+                did_you_mean(str(default), models) or f"Configured: {', '.join(models)}.",
+            )
+        return str(default)
+
+    def _plugin(self, data: Any, key: str, family: str, kind: type[D]) -> PluginConfig | None:
+        if data is None:
+            return None
+        if not isinstance(data, dict):
+            self._problems.add(key, f"must be a table, not {shown(data)}.")
+            return None
+        keys, rest = self._split(PluginKeys, data, key)
+        if keys is None:
+            return None
+        found = self._resolve(family, keys.use, kind, f"{key}.use")
+        settings = found and structure(found.settings, rest, key, self._problems)
+        if found is None or settings is None:
+            return None
+        return PluginConfig(descriptor=found, settings=settings)
+
+    def _table(self, name: str) -> dict[str, Any]:
+        value = self._raw.data.get(name, {})
+        if isinstance(value, dict):
+            return value
+        self._problems.add(name, f"must be a table, not {shown(value)}.")
+        return {}
+
+    def _split(
+        self, kind: type[K], data: dict[str, Any], key: str
+    ) -> tuple[K | None, dict[str, Any]]:
+        """The core's own keys of a table, structured, and the rest, which is the plugin's."""
+        own = {field.encode_name for field in msgspec.structs.fields(kind)}
+        ours = {name: value for name, value in data.items() if name in own}
+        rest = {name: value for name, value in data.items() if name not in own}
+        return structure(kind, ours, key, self._problems), rest
+
+    def _resolve(self, family: str, name: str, kind: type[D], key: str) -> D | None:
+        return self._guarded(lambda: self._registry.find(family, name, kind), key)
+
+    def _guarded(self, find: Callable[[], K], key: str) -> K | None:
+        try:
+            return find()
+        except PluginNotFound as error:
+            self._problems.add(key, error.message, error.remedy)
+        except ThemisError as error:
+            self._problems.add(key, f"[{error.code}] {error.message}", error.remedy)
+        return None

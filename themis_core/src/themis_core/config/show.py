@@ -1,0 +1,53 @@
+"""The effective configuration: every key with its value and where that came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from themis_core.config.assemble import Config
+from themis_core.config.structure import is_secret
+
+HIDDEN = "(hidden)"
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One key. `origin` is a file, an environment variable, or `default`."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+def effective(config: Config) -> list[Entry]:
+    """All keys of a configuration, secrets hidden."""
+    entries = [_entry(config, "default", config.default)]
+    for name, model in config.models.items():
+        entries += _struct(config, f"models.{name}", model.keys)
+        entries += _struct(config, f"models.{name}", model.settings)
+    plugins = {"quota": config.quota}
+    plugins |= {f"validators.{name}": plugin for name, plugin in config.validators.items()}
+    for key, plugin in plugins.items():
+        if plugin is not None:
+            entries.append(_entry(config, f"{key}.use", plugin.descriptor.name))
+            entries += _struct(config, key, plugin.settings)
+    if config.server is not None:
+        entries += _struct(config, "server", config.server.keys)
+        entries += _struct(config, "server", config.server.settings)
+    return entries
+
+
+def _struct(config: Config, key: str, settings: msgspec.Struct) -> list[Entry]:
+    entries = []
+    for field in msgspec.structs.fields(settings):
+        value = getattr(settings, field.name)
+        if is_secret(field.type) and value:
+            value = HIDDEN
+        entries.append(_entry(config, f"{key}.{field.encode_name}", value))
+    return entries
+
+
+def _entry(config: Config, key: str, value: Any) -> Entry:
+    plain = msgspec.to_builtins(value)
+    return Entry(key=key, value=plain, origin=config.origins.get(key, "default"))

@@ -1,0 +1,18 @@
+"""What plugins implement: five small protocols. Each method says what it raises and leaves."""
+
+from themis_core.contracts.backend import Backend
+from themis_core.contracts.cache import Cache
+from themis_core.contracts.quota import Quota, Reservation
+from themis_core.contracts.transport import BackendServer, Transport
+from themis_core.contracts.validator import OutputCheck, Validator
+
+__all__ = [
+    "Backend",
+    "BackendServer",
+    "Cache",
+    "OutputCheck",
+    "Quota",
+    "Reservation",
+    "Transport",
+    "Validator",
+]

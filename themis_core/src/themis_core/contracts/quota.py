@@ -1,0 +1,31 @@
+"""A quota: who may use how much."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from themis_core.messages import GenerateRequest, Usage
+
+
+class Reservation(Protocol):
+    """What one request has been granted. Exactly one of the two methods is called, once."""
+
+    async def settle(self, usage: Usage) -> None:
+        """Replace the estimate by what was really used."""
+        ...
+
+    async def release(self) -> None:
+        """Give everything back: the request failed or was cancelled."""
+        ...
+
+
+class Quota(Protocol):
+    """Admits requests by account."""
+
+    async def reserve(self, request: GenerateRequest) -> Reservation:
+        """Reserve capacity for a request. Raises `QuotaExceeded`. If cancelled, nothing is held."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release everything. Closing twice is fine."""
+        ...

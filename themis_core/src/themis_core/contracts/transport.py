@@ -1,0 +1,32 @@
+"""A transport: carries a backend across a boundary."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from themis_core.contracts.backend import Backend
+
+
+class BackendServer(Protocol):
+    """A backend being offered at `url`."""
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it, with the real port if port 0 was asked for."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop serving and cancel the requests of all clients; leaves the backend open."""
+        ...
+
+
+class Transport(Protocol):
+    """Serves backends at URLs of its scheme, and connects to them."""
+
+    async def serve(self, backend: Backend, url: str) -> BackendServer:
+        """Offer a started backend. Raises `ConfigInvalid` for a URL it cannot use."""
+        ...
+
+    def connect(self, url: str) -> Backend:
+        """A backend whose work is done at `url`; the connection is made by its `start`."""
+        ...

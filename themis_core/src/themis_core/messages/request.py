@@ -1,0 +1,159 @@
+"""What a caller asks for."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from typing import Any, Literal
+
+import msgspec
+
+from themis_core.errors import InvalidRequest
+from themis_core.messages.chat import ChatMessage, Tool
+
+MAX_LOGPROBS = 20
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. The defaults change nothing about the model's distribution.
+
+    `temperature` 0 is greedy decoding; then `top_k`, `top_p` and `min_p` have no effect.
+    `top_k` 0 means no limit. `seed` makes sampled output repeatable; without one, a random seed is
+    drawn. `logprobs` is the number of alternatives reported for each token (0: only the chosen
+    one; None: none at all). `max_tokens` None means up to the end of the context.
+
+    Raises `InvalidRequest`, naming the field, for values outside its range.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self, "at least 1")
+        _check(self.min_tokens >= 0, "min_tokens", self, "0 or more")
+        _check(
+            self.max_tokens is None or self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            self,
+            f"at most max_tokens ({self.max_tokens})",
+        )
+        _check(0.0 <= self.temperature < math.inf, "temperature", self, "0 or more")
+        _check(self.top_k >= 0, "top_k", self, "0 (no limit) or more")
+        _check(0.0 < self.top_p <= 1.0, "top_p", self, "above 0 and at most 1")
+        _check(0.0 <= self.min_p <= 1.0, "min_p", self, "between 0 and 1")
+        _check(0.0 < self.repetition_penalty < math.inf, "repetition_penalty", self, "above 0")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _check(-2.0 <= getattr(self, name) <= 2.0, name, self, "between -2 and 2")
+        for bias in self.logit_bias.values():
+            _check(not math.isnan(bias), "logit_bias", self, "numbers")
+        _check(self.seed is None or 0 <= self.seed < 2**64, "seed", self, "between 0 and 2**64-1")
+        _check(self.n >= 1, "n", self, "at least 1")
+        _check(
+            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+            "logprobs",
+            self,
+            f"between 0 and {MAX_LOGPROBS}",
+        )
+        _check(all(self.stop), "stop", self, "non-empty strings")
+
+    @property
+    def greedy(self) -> bool:
+        """True if the most probable token is always taken."""
+        return self.temperature == 0.0
+
+
+def _check(valid: bool, field: str, params: SamplingParams, expected: str) -> None:
+    if not valid:
+        raise InvalidRequest(
+            f"{field} is {getattr(params, field)!r}, but must be {expected}.",
+            field=f"sampling.{field}",
+        )
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """A language that the output must belong to.
+
+    `value` is a JSON Schema (dict) for `json_schema`, source text for `regex`, `lark` and `gbnf`,
+    and a list of strings for `choice`.
+    """
+
+    kind: Literal["json_schema", "regex", "lark", "gbnf", "choice"]
+    value: Any
+
+
+class AdapterWeight(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter by name, and how strongly it applies (1.0: as trained)."""
+
+    name: str
+    weight: float = 1.0
+
+
+def new_request_id() -> str:
+    """A fresh request id, unique across processes."""
+    return uuid.uuid4().hex
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation. Exactly one of `prompt` (text or token ids) and `messages` is given.
+
+    A text `prompt` is completed as it is; special tokens written in it are plain text. `messages`
+    pass through the model's chat template. `timeout` is in seconds from acceptance. `tenant`
+    separates accounts for quotas and caches. An empty `model` means the default model.
+
+    Raises `InvalidRequest`, naming the field, for combinations that mean nothing.
+    """
+
+    model: str = ""
+    prompt: str | tuple[int, ...] | None = None
+    messages: tuple[ChatMessage, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    sampling: SamplingParams = SamplingParams()
+    constraint: Constraint | None = None
+    adapters: tuple[AdapterWeight, ...] = ()
+    priority: int = 0
+    timeout: float | None = None
+    tenant: str | None = None
+    request_id: str = msgspec.field(default_factory=new_request_id)
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (not self.messages):
+            raise InvalidRequest(
+                "Exactly one of prompt and messages must be given.",
+                field="prompt",
+                remedy="Give prompt (text or token ids) or a non-empty list of messages.",
+            )
+        if self.prompt is not None and len(self.prompt) == 0:
+            raise InvalidRequest("prompt is empty.", field="prompt", remedy="Give some text.")
+        if self.tools and not self.messages:
+            raise InvalidRequest("tools need messages, not a prompt.", field="tools")
+        if self.timeout is not None and not self.timeout > 0:
+            raise InvalidRequest(
+                f"timeout is {self.timeout!r}, but must be above 0 seconds.", field="timeout"
+            )
+
+
+class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts (or token id sequences) to embed, one vector each."""
+
+    model: str = ""
+    inputs: tuple[str | tuple[int, ...], ...]
+    tenant: str | None = None
+    request_id: str = msgspec.field(default_factory=new_request_id)
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not all(len(item) for item in self.inputs):
+            raise InvalidRequest("inputs must be non-empty texts.", field="inputs")

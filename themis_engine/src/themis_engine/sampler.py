@@ -1,0 +1,176 @@
+"""Choosing the next token for every row of a batch.
+
+The order of operations is fixed: repetition, frequency and presence penalties; logit bias;
+`min_tokens`; temperature; top-k; top-p; min-p. Each row draws with a number that depends only on
+its own seed and position, so company in the batch never changes what a row draws.
+
+Sources of the formulas: repetition penalty, Keskar et al. 2019 (CTRL), over prompt and output;
+frequency and presence penalties, the OpenAI API reference, over the output; top-p, Holtzman et
+al. 2020 (nucleus sampling); min-p, Nguyen et al. 2024.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from themis_core.messages import SamplingParams
+
+from themis_engine.runner import Logits
+from themis_engine.sequence import Sequence
+
+Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.intp]
+
+
+class Sampled(NamedTuple):
+    """The chosen token. `logprob` and `top` (ids and log-probabilities) only if asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class InvalidLogits(ValueError):
+    """A row has no finite maximum: the model, or a bias, left nothing to choose."""
+
+
+class Sampler:
+    """Samples for sequences of one model. `end_tokens` are what `min_tokens` forbids."""
+
+    def __init__(self, end_tokens: frozenset[int]) -> None:
+        self._end_tokens = np.array(sorted(end_tokens), dtype=np.intp)
+
+    def sample(self, logits: Logits, sequences: list[Sequence]) -> list[Sampled | InvalidLogits]:
+        """One result for each row of `logits`, shape (rows, vocabulary); may overwrite them."""
+        before = [
+            logits[i].copy() if s.sampling.logprobs is not None and self._adjusts(s) else None
+            for i, s in enumerate(sequences)
+        ]
+        for row, sequence in zip(logits, sequences, strict=True):
+            self._adjust(row, sequence)
+        best = logits.argmax(axis=1)
+        results: list[Sampled | InvalidLogits] = []
+        for i, sequence in enumerate(sequences):
+            row, params = logits[i], sequence.sampling
+            token = int(best[i])
+            if not np.isfinite(row[token]):
+                results.append(InvalidLogits(f"the best logit is {row[token]}"))
+                continue
+            if not params.greedy:
+                draw = uniform(sequence.seed, len(sequence.tokens))
+                token = choose(row, params, draw)
+            if params.logprobs is None:
+                results.append(Sampled(token))
+            else:
+                original = before[i]
+                results.append(_report(row if original is None else original, token, params))
+        return results
+
+    def _adjusts(self, sequence: Sequence) -> bool:
+        p = sequence.sampling
+        return (
+            p.repetition_penalty != 1.0
+            or p.frequency_penalty != 0.0
+            or p.presence_penalty != 0.0
+            or bool(p.logit_bias)
+            or sequence.generated < p.min_tokens
+        )
+
+    def _adjust(self, row: Row, sequence: Sequence) -> None:
+        """Penalties, bias and `min_tokens`, in place."""
+        if not self._adjusts(sequence):
+            return
+        params = sequence.sampling
+        if params.repetition_penalty != 1.0:
+            seen = np.unique(np.array(sequence.tokens, dtype=np.intp))
+            values = row[seen]
+            factor = np.float32(params.repetition_penalty)
+            row[seen] = np.where(values > 0, values / factor, values * factor)
+        if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
+            output = np.array(sequence.tokens[sequence.prompt_length :], dtype=np.intp)
+            ids, counts = np.unique(output, return_counts=True)
+            row[ids] -= (params.frequency_penalty * counts + params.presence_penalty).astype(
+                np.float32
+            )
+        for token, bias in params.logit_bias.items():
+            row[token] += np.float32(bias)
+        if sequence.generated < params.min_tokens:
+            row[self._end_tokens] = -np.inf
+            row[list(params.stop_token_ids)] = -np.inf
+
+
+def choose(row: Row, params: SamplingParams, draw: float) -> int:
+    """Sample one token of `row` (logits) by inverse transform with `draw` in [0, 1)."""
+    # float64, so that a cumulative sum over a large vocabulary keeps its last digits.
+    scaled = row.astype(np.float64) / params.temperature
+    weights = np.exp(scaled - scaled.max())
+    ids = _survivors(weights, params)
+    cumulative = np.cumsum(weights if ids is None else weights[ids])
+    chosen = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
+    # The product can round up to the total, which would point behind the last possible token.
+    chosen = min(chosen, np.searchsorted(cumulative, cumulative[-1], side="left"))
+    return int(chosen if ids is None else ids[chosen])
+
+
+def _survivors(weights: npt.NDArray[np.float64], params: SamplingParams) -> Ids | None:
+    """Ids left by top-k, top-p and min-p, most probable first; None if all are.
+
+    Ties are broken by the lower id. `weights` are proportional to the probabilities, with a
+    maximum of 1.
+    """
+    if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
+        return None
+    ids = _candidates(weights, params)
+    ids = ids[np.lexsort((ids, -weights[ids]))]
+    if params.top_k:
+        ids = ids[: params.top_k]
+    if params.top_p < 1.0:
+        cumulative = np.cumsum(weights[ids])
+        total = cumulative[-1] if params.top_k else weights.sum()
+        # Tokens are kept while the mass before them is below top_p: at least one always is.
+        ids = ids[: int(np.searchsorted(cumulative, params.top_p * total, side="left")) + 1]
+    if params.min_p > 0.0:
+        ids = ids[weights[ids] >= params.min_p * weights[ids[0]]]
+    return ids
+
+
+def _candidates(weights: npt.NDArray[np.float64], params: SamplingParams) -> Ids:
+    """A superset of the survivors, found by threshold: sorting a whole vocabulary is slow."""
+    total = weights.sum()
+    threshold = 1e-2
+    while threshold > 1e-12:
+        ids = np.flatnonzero(weights >= threshold)
+        if params.top_k:
+            enough = len(ids) >= params.top_k
+        else:
+            enough = params.top_p < 1.0 and bool(weights[ids].sum() >= params.top_p * total)
+        if enough or params.min_p >= threshold:
+            return ids
+        threshold *= 1e-2
+    return np.arange(len(weights))
+
+
+def _report(row: Row, token: int, params: SamplingParams) -> Sampled:
+    """The token with its log-probability and the best alternatives."""
+    values = row.astype(np.float64)
+    peak = values.max()
+    values -= peak + np.log(np.exp(values - peak).sum())
+    count = min(params.logprobs or 0, len(values))
+    if not count:
+        return Sampled(token, float(values[token]))
+    top = np.argpartition(-values, count - 1)[:count]
+    top = top[np.lexsort((top, -values[top]))]
+    return Sampled(token, float(values[token]), tuple((int(i), float(values[i])) for i in top))
+
+
+_MASK = 2**64 - 1
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from a seed and a position: SplitMix64 (Steele et al. 2014)."""
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return float((z ^ (z >> 31)) >> 11) / float(1 << 53)

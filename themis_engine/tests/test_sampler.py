@@ -1,0 +1,177 @@
+"""The sampler against the formulas, computed plainly and separately here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from themis_core.messages import GenerateRequest, SamplingParams
+from themis_engine.crossing import EventStream
+from themis_engine.sampler import InvalidLogits, Sampled, Sampler, choose, uniform
+from themis_engine.sequence import Sequence
+from themis_engine.text import TextStream
+
+END = 3
+ROWS = hnp.arrays(
+    np.float32,
+    st.integers(5, 40),
+    elements=st.floats(-20, 20, width=32),
+)
+
+
+def sequence(params: SamplingParams, tokens: tuple[int, ...] = (1,), prompt: int = 1) -> Sequence:
+    return Sequence(
+        request=GenerateRequest(prompt=tokens, sampling=params),
+        stream=EventStream(),
+        prompt_length=prompt,
+        tokens=list(tokens),
+        limit=100,
+        seed=params.seed or 0,
+        arrival=0,
+        text=TextStream(),
+    )
+
+
+def sample_one(row: np.ndarray[Any, Any], s: Sequence) -> Sampled:
+    result = Sampler(frozenset({END})).sample(row.copy()[None], [s])[0]
+    assert isinstance(result, Sampled)
+    return result
+
+
+def softmax(row: np.ndarray[Any, Any], temperature: float = 1.0) -> list[float]:
+    scaled = [float(x) / temperature for x in row]
+    weights = [math.exp(x - max(scaled)) for x in scaled]
+    return [w / sum(weights) for w in weights]
+
+
+def filtered(row: np.ndarray[Any, Any], params: SamplingParams) -> set[int]:
+    """Ids that may be drawn, straight from the definitions of top-k, top-p and min-p."""
+    p = softmax(row, params.temperature)
+    order = sorted(range(len(p)), key=lambda i: (-p[i], i))
+    if params.top_k:
+        order = order[: params.top_k]
+    if params.top_p < 1:
+        mass = sum(p[i] for i in order)
+        kept, before = [], 0.0
+        for i in order:
+            if before / mass >= params.top_p:
+                break
+            kept.append(i)
+            before += p[i]
+        order = kept
+    return {i for i in order if p[i] >= params.min_p * p[order[0]]}
+
+
+@given(ROWS)
+def test_greedy_takes_the_first_maximum(row: np.ndarray[Any, Any]) -> None:
+    token = sample_one(row, sequence(SamplingParams(temperature=0))).token
+    assert token == list(row).index(max(row))
+
+
+@settings(max_examples=300)
+@given(
+    ROWS,
+    st.floats(0.05, 5),
+    st.integers(0, 50),
+    st.floats(0.01, 1.0),
+    st.floats(0, 1),
+    st.integers(0, 2**64 - 1),
+)
+def test_a_drawn_token_survives_all_filters(
+    row: np.ndarray[Any, Any], t: float, k: int, p: float, m: float, seed: int
+) -> None:
+    params = SamplingParams(temperature=t, top_k=k, top_p=p, min_p=m, seed=seed)
+    token = sample_one(row, sequence(params)).token
+    # Borders that only rounding decides are not judged: both sides are right.
+    looser = msgspec.structs.replace(params, top_p=min(1.0, p + 1e-6), min_p=max(0.0, m - 1e-6))
+    assert token in filtered(row, params) | filtered(row, looser)
+
+
+@given(ROWS, st.floats(0.3, 3))
+def test_draws_follow_the_distribution(row: np.ndarray[Any, Any], t: float) -> None:
+    params = SamplingParams(temperature=t)
+    count = 2000
+    draws = [choose(row, params, (i + 0.5) / count) for i in range(count)]
+    for token, probability in enumerate(softmax(row, t)):
+        assert abs(draws.count(token) / count - probability) <= 1.001 / count
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_uniform_is_uniform_over_positions(seed: int) -> None:
+    draws = [uniform(seed, position) for position in range(2000)]
+    assert all(0 <= d < 1 for d in draws)
+    # Seven standard deviations of the mean of 2000 uniform numbers.
+    assert abs(sum(draws) / 2000 - 0.5) < 7 * math.sqrt(1 / 12 / 2000)
+
+
+@given(ROWS, st.floats(0.1, 3), st.lists(st.integers(0, 4), min_size=1, max_size=8))
+def test_repetition_penalty(row: np.ndarray[Any, Any], penalty: float, seen: list[int]) -> None:
+    params = SamplingParams(temperature=0, repetition_penalty=penalty)
+    want = [
+        (float(np.float32(x) / np.float32(penalty)) if x > 0 else float(x * np.float32(penalty)))
+        if i in seen
+        else float(x)
+        for i, x in enumerate(row)
+    ]
+    assert sample_one(row, sequence(params, tuple(seen))).token == want.index(max(want))
+
+
+@given(ROWS, st.floats(-2, 2), st.floats(-2, 2), st.lists(st.integers(0, 4), max_size=8))
+def test_frequency_and_presence_count_the_output_only(
+    row: np.ndarray[Any, Any], frequency: float, presence: float, output: list[int]
+) -> None:
+    params = SamplingParams(temperature=0, frequency_penalty=frequency, presence_penalty=presence)
+    token = sample_one(row, sequence(params, (2, 2, *output), prompt=2)).token
+    want = [
+        float(x) - frequency * output.count(i) - presence * (i in output) for i, x in enumerate(row)
+    ]
+    assert want[token] == pytest.approx(max(want), abs=1e-4)
+
+
+@given(ROWS, st.integers(0, 4))
+def test_logit_bias_bans_and_forces(row: np.ndarray[Any, Any], token: int) -> None:
+    forced = SamplingParams(temperature=1, logit_bias={token: 1000.0})
+    assert sample_one(row, sequence(forced)).token == token
+    banned = SamplingParams(temperature=1, logit_bias={token: -math.inf})
+    assert sample_one(row, sequence(banned)).token != token
+
+
+def test_min_tokens_forbids_ends_until_enough() -> None:
+    row = np.array([0, 1, 2, 9, 8], dtype=np.float32)
+    params = SamplingParams(temperature=0, min_tokens=2, stop_token_ids=(4,))
+    assert sample_one(row, sequence(params, (1, 1), prompt=1)).token == 2
+    assert sample_one(row, sequence(params, (1, 1, 1), prompt=1)).token == END
+
+
+@given(ROWS, st.integers(0, 8))
+def test_logprobs_are_of_the_unmodified_distribution(row: np.ndarray[Any, Any], count: int) -> None:
+    params = SamplingParams(temperature=0, logprobs=count, logit_bias={1: 30.0})
+    result = sample_one(row, sequence(params))
+    p = softmax(row)
+    assert result.logprob == pytest.approx(math.log(p[result.token]), abs=1e-5)
+    best = sorted(map(math.log, p), reverse=True)[:count]
+    assert [value for _, value in result.top] == pytest.approx(best, abs=1e-5)
+    assert [value for _, value in result.top] == pytest.approx(
+        [math.log(p[token]) for token, _ in result.top], abs=1e-5
+    )
+
+
+@given(ROWS, st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6))
+def test_company_changes_nothing(row: np.ndarray[Any, Any], seeds: list[int]) -> None:
+    sequences = [sequence(SamplingParams(temperature=0.9, top_p=0.9, seed=s)) for s in seeds]
+    alone = [sample_one(row, s).token for s in sequences]
+    together = Sampler(frozenset()).sample(np.tile(row, (len(seeds), 1)), sequences)
+    assert [r.token for r in together if isinstance(r, Sampled)] == alone
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf])
+def test_unusable_logits_are_reported(value: float) -> None:
+    rows = np.full((1, 5), value, dtype=np.float32)
+    result = Sampler(frozenset()).sample(rows, [sequence(SamplingParams())])[0]
+    assert isinstance(result, InvalidLogits)
