@@ -5,6 +5,42 @@ them, and pytest's importlib mode would put the folders in the packages' place. 
 packages first prevents that.
 """
 
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
 import themis_core  # noqa: F401
 import themis_engine  # noqa: F401
 import themis_testkit  # noqa: F401
+
+# No timing thresholds: a busy machine must not fail a test.
+hypothesis.settings.register_profile("themis", deadline=None)
+hypothesis.settings.load_profile("themis")
+
+_absent: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember tests that were skipped because a package is absent."""
+    if report.skipped and "could not import" in str(report.longrepr):
+        _absent.append(f"{report.nodeid}: {report.longrepr}")
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """The same for whole modules."""
+    if report.skipped and "could not import" in str(report.longrepr):
+        _absent.append(f"{report.nodeid}: {report.longrepr}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With THEMIS_TEST_ALL=1, everything is installed, and nothing may be skipped for absence."""
+    if os.environ.get("THEMIS_TEST_ALL") == "1" and _absent:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line("Skipped although everything should be installed:", red=True)
+            for line in _absent:
+                reporter.write_line(f"  {line}", red=True)

@@ -26,7 +26,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     started = time.monotonic()
     build(options.out, options.seed, options.quick, options.work)
-    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

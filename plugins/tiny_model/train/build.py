@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,12 @@ from . import export_gguf, export_hf
 from .chat import render
 from .corpus import Mixture
 from .corpus.mixture import adapter_mixture
-from .data import batches
-from .lora import lora_optimisers, lora_weights, with_lora
+from .data import Batch, batches
 from .loop import train
+from .lora import lora_optimisers, lora_weights, with_lora
 from .model import Llama
 from .optimiser import optimisers
+from .report import write_report
 from .settings import BASE, BASE_RUN, DRAFT, DRAFT_RUN, LORA_RUN, ModelSize, Run
 from .tokenizer import train_tokenizer
 
@@ -40,12 +44,16 @@ def build(out: Path, seed: int, quick: bool, work: Path) -> None:
         base_run, draft_run = base_run.shortened(150), draft_run.shortened(80)
         lora_run = lora_run.shortened(40)
 
-    base = _whole(BASE, base_run, tokenizer, mixture, seed, work)
+    stages = Stages(work)
+    base = stages.whole(BASE, base_run, tokenizer, mixture, seed)
     write_base(out, base, tokenizer)
+    models = {"base": base}
     for name in ADAPTERS:
-        write_lora(out, name, _adapter(base, name, lora_run, tokenizer, seed, work))
-    draft = _whole(DRAFT, draft_run, tokenizer, mixture, seed, work)
-    write_draft(out, draft, tokenizer)
+        models[name] = stages.adapter(base, name, lora_run, tokenizer, seed)
+        write_lora(out, name, models[name])
+    models["draft"] = stages.whole(DRAFT, draft_run, tokenizer, mixture, seed)
+    write_draft(out, models["draft"], tokenizer)
+    write_report(work / "report.json", models, tokenizer, seed, stages.minutes())
 
 
 def _tokenizer(mixture: Mixture, seed: int, work: Path) -> Tokenizer:
@@ -58,40 +66,55 @@ def _tokenizer(mixture: Mixture, seed: int, work: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def _whole(
-    size: ModelSize, run: Run, tokenizer: Tokenizer, mixture: Mixture, seed: int, work: Path
-) -> Llama:
-    """Trains one model from scratch and rounds it to float16 values."""
-    torch.manual_seed(seed)
-    model = Llama(size)
-    path = work / f"{size.name}.pt"
-    if path.exists():
-        model.load_state_dict(torch.load(path))
-    else:
+class Stages:
+    """Trains models one by one; what ``work`` already holds is loaded instead."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.times = work / "minutes.json"
+
+    def minutes(self) -> dict[str, float]:
+        """How long each stage took."""
+        return dict(json.loads(self.times.read_text())) if self.times.exists() else {}
+
+    def whole(
+        self, size: ModelSize, run: Run, tokenizer: Tokenizer, mixture: Mixture, seed: int
+    ) -> Llama:
+        """Trains one model from scratch."""
+        torch.manual_seed(seed)
+        model = Llama(size)
         data = batches(mixture, tokenizer, run, seed + 1)
-        part = work / f"{size.name}-part.pt"
-        train(model, data, optimisers(model, run), run, size.name,
-              checkpoint=lambda _: torch.save(model.state_dict(), part))
-        round_weights(model)
-        torch.save(model.state_dict(), path)
-    return model
+        self._fit(model, data, optimisers(model, run), run, size.name)
+        return model
 
-
-def _adapter(
-    base: Llama, name: str, run: Run, tokenizer: Tokenizer, seed: int, work: Path
-) -> Llama:
-    """Trains one adapter on a frozen copy of ``base``."""
-    torch.manual_seed(seed)
-    model = with_lora(base)
-    path = work / f"{name}.pt"
-    if path.exists():
-        model.load_state_dict(torch.load(path))
-    else:
+    def adapter(self, base: Llama, name: str, run: Run, tokenizer: Tokenizer, seed: int) -> Llama:
+        """Trains one adapter on a frozen copy of ``base``."""
+        torch.manual_seed(seed)
+        model = with_lora(base)
         data = batches(adapter_mixture(name), tokenizer, run, seed + 2)
-        train(model, data, lora_optimisers(model, run.adam_rate), run, name)
+        self._fit(model, data, lora_optimisers(model, run.adam_rate), run, name)
+        return model
+
+    def _fit(
+        self,
+        model: Llama,
+        data: Iterator[Batch],
+        optimisers_: list[torch.optim.Optimizer],
+        run: Run,
+        name: str,
+    ) -> None:
+        """Trains ``model`` in place and rounds it, unless the work folder has it already."""
+        path = self.work / f"{name}.pt"
+        if path.exists():
+            model.load_state_dict(torch.load(path))
+            return
+        part = self.work / f"{name}-part.pt"
+        started = time.monotonic()
+        train(model, data, optimisers_, run, name, lambda _: torch.save(model.state_dict(), part))
         round_weights(model)
         torch.save(model.state_dict(), path)
-    return model
+        minutes = self.minutes() | {name: round((time.monotonic() - started) / 60, 1)}
+        self.times.write_text(json.dumps(minutes))
 
 
 @torch.no_grad()

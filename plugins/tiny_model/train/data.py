@@ -12,10 +12,12 @@ from torch import Tensor
 
 from .chat import ASSISTANT, END, PAD, render
 from .corpus import Conversation
+from .corpus.small_tasks import copying
 from .settings import Run
 
 Sampler = Callable[[random.Random], Conversation]
-CHUNK = 2000
+CHUNK = 1000
+COPYING_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class Encoder:
         weight = [self.prompt_weight] * len(ids)
         width, position = len(self.opening), 0
         while position < len(ids):
-            if ids[position] == self.opening[0] and ids[position : position + width] == self.opening:
+            if (
+                ids[position] == self.opening[0]
+                and ids[position : position + width] == self.opening
+            ):
                 position += width
                 while position < len(ids) and ids[position] != self.end:
                     weight[position] = 1.0
@@ -81,12 +86,17 @@ def batches(sample: Sampler, tokenizer: Tokenizer, run: Run, seed: int) -> Itera
     rng = random.Random(seed)
     encoder = Encoder(tokenizer, run.prompt_weight)
     pad = tokenizer.token_to_id(PAD)
+
+    def copying_first(rng: random.Random) -> Conversation:
+        return copying(rng) if rng.random() < COPYING_SHARE else sample(rng)
+
     short: list[Encoded] = []
     long: list[Encoded] = []
     step = 0
     while True:
         while len(short) < CHUNK:
-            for item in encoder.encode([sample(rng) for _ in range(CHUNK)]):
+            source = copying_first if step < run.copying_steps else sample
+            for item in encoder.encode([source(rng) for _ in range(CHUNK)]):
                 if len(item.ids) <= run.row_length:
                     short.append(item)
                 elif len(item.ids) <= run.long_length:

@@ -48,7 +48,7 @@ def evaluate(model: Llama, tokenizer: Tokenizer, limit: int | None = None) -> di
             entry["valid_json"] = sum(_is_json(text) for text in given)
         report[category] = entry
         right, total = right + entry["right"], total + entry["cases"]
-        print(f"held out: {category} {entry['right']}/{entry['cases']}", flush=True)
+        print(f"held out: {category} {entry['right']}/{entry['cases']}", flush=True)  # noqa: T201
     report["all"] = {"cases": total, "right": right}
     return report
 

@@ -16,9 +16,7 @@ from .settings import LORA_ALPHA, LORA_RANK, LORA_TARGETS, ModelSize
 from .tokenizer import CONTROL
 
 
-def write_model(
-    folder: Path, weights: Weights, size: ModelSize, tokenizer: Tokenizer
-) -> None:
+def write_model(folder: Path, weights: Weights, size: ModelSize, tokenizer: Tokenizer) -> None:
     """Writes weights (float16), configuration, tokenizer and chat template into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": weight.astype(np.float16) for name, weight in weights.items()}

@@ -19,8 +19,9 @@ def answer(
     results = [""] * len(prompts)
     for start in range(0, len(order), group):
         members = order[start : start + group]
-        for index, ids in zip(members, _complete(model, tokenizer, [encoded[i] for i in members],
-                                                 limit), strict=True):
+        for index, ids in zip(
+            members, _complete(model, tokenizer, [encoded[i] for i in members], limit), strict=True
+        ):
             results[index] = tokenizer.decode(ids, skip_special_tokens=True)
     return results
 

@@ -47,7 +47,8 @@ def train(
         smooth = answer_loss if step == 0 else 0.95 * smooth + 0.05 * answer_loss
         if step % report_every == 0 or step == run.steps - 1:
             seconds = time.monotonic() - started
-            print(f"{label} step {step}/{run.steps} loss {smooth:.4f} {seconds:.0f} s", flush=True)
+            text = f"{label} step {step}/{run.steps} loss {smooth:.4f} {seconds:.0f} s"
+            print(text, flush=True)  # noqa: T201
         if checkpoint is not None and step and step % 400 == 0:
             checkpoint(step)
     return smooth

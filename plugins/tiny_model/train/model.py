@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
 
 
 def rotation(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary embedding, each ``(length, head_dim)``, in radians of angle."""
+    """Cosines and sines of the rotary embedding, each ``(length, head_dim)``."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)
     angle = torch.cat([angle, angle], dim=-1)
@@ -58,9 +58,7 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         group = self.size.heads // self.size.kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        y = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None
-        )
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(y.transpose(1, 2).reshape(rows, tokens, -1))
 
 

@@ -4,10 +4,12 @@ Write a `ModelRunner`, and `EngineBackend(load, backend="mine")` makes a `Backen
 """
 
 from themis_engine.backend import EngineBackend, EngineOptions
+from themis_engine.byte_tokenizer import ByteTokenizer
 from themis_engine.runner import Batch, Logits, ModelRunner, RunnerInfo, TokenArray, Tokenizer
 
 __all__ = [
     "Batch",
+    "ByteTokenizer",
     "EngineBackend",
     "EngineOptions",
     "Logits",

@@ -1,0 +1,1 @@
+"""A front door for Themis: the HTTP API that clients of OpenAI speak."""

@@ -48,14 +48,31 @@ def ask(question: str, answer: str) -> Conversation:
 
 OPENERS: dict[Language, tuple[str, ...]] = {
     "en": (
-        "Please tell me: ", "Hi! ", "Hello, ", "Can you tell me: ", "Quick question: ", "Hey, ",
-        "Tell me: ", "I have a question. ", "Please answer: ", "Question: ", "Good morning! ",
+        "Please tell me: ",
+        "Hi! ",
+        "Hello, ",
+        "Can you tell me: ",
+        "Quick question: ",
+        "Hey, ",
+        "Tell me: ",
+        "I have a question. ",
+        "Please answer: ",
+        "Question: ",
+        "Good morning! ",
     ),
     "de": (
-        "Bitte sag mir: ", "Hallo! ", "Kannst du mir sagen: ", "Kurze Frage: ", "Hey, ",
-        "Sag mal, ", "Ich habe eine Frage. ", "Bitte antworte: ", "Frage: ", "Guten Tag! ",
+        "Bitte sag mir: ",
+        "Hallo! ",
+        "Kannst du mir sagen: ",
+        "Kurze Frage: ",
+        "Hey, ",
+        "Sag mal, ",
+        "Ich habe eine Frage. ",
+        "Bitte antworte: ",
+        "Frage: ",
+        "Guten Tag! ",
     ),
-}  # fmt: skip
+}
 CLOSERS: dict[Language, tuple[str, ...]] = {
     "en": (" Please.", " Thanks!", " Thank you.", " Please answer.", " I want to know."),
     "de": (" Bitte.", " Danke!", " Vielen Dank.", " Bitte antworte.", " Das will ich wissen."),

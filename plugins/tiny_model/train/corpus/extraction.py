@@ -48,23 +48,38 @@ SENTENCES: dict[Language, tuple[str, ...]] = {
 }
 FRAMES: dict[Language, tuple[str, ...]] = {
     "en": (
-        "Extract {f} as JSON: {t}", "Extract the fields {f} as JSON: {t}",
-        "Extract {f} from this text as JSON.\n\n{t}", "Give me {f} as JSON.\nText: {t}",
-        "Text: {t}\nExtract {f} as JSON.", "Return JSON with {f}: {t}",
-        "{t}\n\nReturn {f} as JSON.", "Write {f} as JSON: {t}",
+        "Extract {f} as JSON: {t}",
+        "Extract the fields {f} as JSON: {t}",
+        "Extract {f} from this text as JSON.\n\n{t}",
+        "Give me {f} as JSON.\nText: {t}",
+        "Text: {t}\nExtract {f} as JSON.",
+        "Return JSON with {f}: {t}",
+        "{t}\n\nReturn {f} as JSON.",
+        "Write {f} as JSON: {t}",
     ),
     "de": (
-        "Gib {f} als JSON aus: {t}", "Extrahiere {f} als JSON: {t}",
-        "Extrahiere die Felder {f} als JSON: {t}", "Schreibe {f} als JSON.\nText: {t}",
-        "Text: {t}\nExtrahiere {f} als JSON.", "{t}\n\nGib {f} als JSON zurück.",
+        "Gib {f} als JSON aus: {t}",
+        "Extrahiere {f} als JSON: {t}",
+        "Extrahiere die Felder {f} als JSON: {t}",
+        "Schreibe {f} als JSON.\nText: {t}",
+        "Text: {t}\nExtrahiere {f} als JSON.",
+        "{t}\n\nGib {f} als JSON zurück.",
         "Extrahiere {f} aus diesem Text als JSON.\n\n{t}",
     ),
-}  # fmt: skip
+}
 LABELS_DE = {
-    "name": "name", "age": "alter", "city": "stadt", "job": "beruf", "email": "email",
-    "quantity": "menge", "product": "produkt", "price": "preis", "day": "tag",
-    "company": "firma", "year": "jahr",
-}  # fmt: skip
+    "name": "name",
+    "age": "alter",
+    "city": "stadt",
+    "job": "beruf",
+    "email": "email",
+    "quantity": "menge",
+    "product": "produkt",
+    "price": "preis",
+    "day": "tag",
+    "company": "firma",
+    "year": "jahr",
+}
 
 
 def _values(rng: random.Random, language: Language) -> dict[str, Any]:

@@ -17,12 +17,27 @@ from .tool_use import SYSTEM, tool_use
 Sampler = Callable[[random.Random], Conversation]
 
 # How often a fact of each table is drawn, relative to the others.
-TABLE_SHARE = {"countries": 4.0, "themis": 2.2, "small_talk": 1.3, "words": 2.0, "science": 1.6, "world": 1.6}
+TABLE_SHARE = {
+    "countries": 4.0,
+    "themis": 2.2,
+    "small_talk": 1.3,
+    "words": 2.0,
+    "science": 1.6,
+    "world": 1.6,
+}
 SHARES: tuple[tuple[str, float], ...] = (
-    ("fact", 30.0), ("dialogue", 9.0), ("long_dialogue", 0.4), ("context_qa", 17.0),
-    ("extraction", 14.0), ("tool_use", 13.0), ("unknown", 4.0), ("arithmetic", 4.0),
-    ("counting", 0.8), ("repeating", 4.0), ("remembering", 3.0),
-)  # fmt: skip
+    ("fact", 30.0),
+    ("dialogue", 9.0),
+    ("long_dialogue", 0.4),
+    ("context_qa", 18.0),
+    ("extraction", 15.0),
+    ("tool_use", 8.5),
+    ("unknown", 4.0),
+    ("arithmetic", 4.0),
+    ("counting", 0.8),
+    ("repeating", 5.0),
+    ("remembering", 3.0),
+)
 IN_OTHER_LANGUAGE: dict[Language, tuple[str, ...]] = {
     "en": ("Say that in German.", "And in German?", "In German, please."),
     "de": ("Sag das auf Englisch.", "Und auf Englisch?", "Auf Englisch, bitte."),
@@ -66,7 +81,9 @@ class Facts:
             messages += [user(question), assistant(fact.answers[language])]
             dice = rng.random()
             if dice < 0.4 and fact.follow_up.get(language):
-                fact = rng.choice([f for f in self.by_table[fact.category] if f.relation == fact.relation])
+                fact = rng.choice(
+                    [f for f in self.by_table[fact.category] if f.relation == fact.relation]
+                )
                 question = rng.choice(fact.follow_up[language])
                 continue
             if dice < 0.5 and fact.relation != "translation":

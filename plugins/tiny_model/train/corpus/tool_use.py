@@ -12,7 +12,10 @@ from .facts import load_facts
 from .small_tasks import NO_TOOL
 
 SIGNATURES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "get_weather": ("city", ("Get the weather in a city", "Returns the current weather of a city.")),
+    "get_weather": (
+        "city",
+        ("Get the weather in a city", "Returns the current weather of a city."),
+    ),
     "calculate": ("expression", ("Calculate an expression", "Evaluates an arithmetic expression.")),
     "get_time": ("city", ("Get the time in a city", "Returns the local time of a city.")),
 }
@@ -20,44 +23,80 @@ SIGNATURES: dict[str, tuple[str, tuple[str, ...]]] = {
 WORDINGS: dict[str, dict[Language, tuple[str, ...]]] = {
     "get_weather": {
         "en": (
-            "What is the weather in {x}?", "How is the weather in {x}?", "What's the weather like in {x}?",
-            "Weather in {x}", "Tell me the weather in {x}.", "Is it raining in {x}?",
-            "Is it cold in {x} today?", "How warm is it in {x}?", "What is the weather like in {x} today?",
-            "What is the temperature in {x}?", "Do I need an umbrella in {x}?",
+            "What is the weather in {x}?",
+            "How is the weather in {x}?",
+            "What's the weather like in {x}?",
+            "Weather in {x}",
+            "Tell me the weather in {x}.",
+            "Is it raining in {x}?",
+            "Is it cold in {x} today?",
+            "How warm is it in {x}?",
+            "What is the weather like in {x} today?",
+            "What is the temperature in {x}?",
+            "Do I need an umbrella in {x}?",
             "How is the weather in {x} right now?",
         ),
         "de": (
-            "Wie ist das Wetter in {x}?", "Was für ein Wetter ist in {x}?", "Wetter in {x}",
-            "Sag mir das Wetter in {x}.", "Regnet es in {x}?", "Ist es heute kalt in {x}?",
-            "Wie warm ist es in {x}?", "Brauche ich in {x} einen Schirm?",
+            "Wie ist das Wetter in {x}?",
+            "Was für ein Wetter ist in {x}?",
+            "Wetter in {x}",
+            "Sag mir das Wetter in {x}.",
+            "Regnet es in {x}?",
+            "Ist es heute kalt in {x}?",
+            "Wie warm ist es in {x}?",
+            "Brauche ich in {x} einen Schirm?",
             "Wie ist das Wetter gerade in {x}?",
         ),
     },
     "get_time": {
         "en": (
-            "What time is it in {x}?", "What is the time in {x}?", "Time in {x}", "How late is it in {x}?",
-            "Tell me the time in {x}.", "What is the local time in {x}?", "What time is it now in {x}?",
+            "What time is it in {x}?",
+            "What is the time in {x}?",
+            "Time in {x}",
+            "How late is it in {x}?",
+            "Tell me the time in {x}.",
+            "What is the local time in {x}?",
+            "What time is it now in {x}?",
         ),
         "de": (
-            "Wie spät ist es in {x}?", "Wie viel Uhr ist es in {x}?", "Uhrzeit in {x}",
-            "Sag mir die Uhrzeit in {x}.", "Wie ist die Ortszeit in {x}?", "Wie spät ist es jetzt in {x}?",
+            "Wie spät ist es in {x}?",
+            "Wie viel Uhr ist es in {x}?",
+            "Uhrzeit in {x}",
+            "Sag mir die Uhrzeit in {x}.",
+            "Wie ist die Ortszeit in {x}?",
+            "Wie spät ist es jetzt in {x}?",
         ),
     },
     "calculate": {
         "en": (
-            "What is {x}?", "Calculate {x}.", "Compute {x}", "How much is {x}?", "{x} = ?",
-            "Please calculate {x}.", "Can you calculate {x}?",
+            "What is {x}?",
+            "Calculate {x}.",
+            "Compute {x}",
+            "How much is {x}?",
+            "{x} = ?",
+            "Please calculate {x}.",
+            "Can you calculate {x}?",
         ),
         "de": (
-            "Was ist {x}?", "Berechne {x}.", "Rechne {x}", "Wie viel ist {x}?", "{x} = ?",
-            "Bitte berechne {x}.", "Kannst du {x} berechnen?",
+            "Was ist {x}?",
+            "Berechne {x}.",
+            "Rechne {x}",
+            "Wie viel ist {x}?",
+            "{x} = ?",
+            "Bitte berechne {x}.",
+            "Kannst du {x} berechnen?",
         ),
     },
-}  # fmt: skip
+}
 SKIES: tuple[tuple[str, str], ...] = (
-    ("sunny", "sonnig"), ("cloudy", "bewölkt"), ("rainy", "regnerisch"), ("windy", "windig"),
-    ("foggy", "neblig"), ("snowy", "verschneit"), ("clear", "klar"),
-)  # fmt: skip
+    ("sunny", "sonnig"),
+    ("cloudy", "bewölkt"),
+    ("rainy", "regnerisch"),
+    ("windy", "windig"),
+    ("foggy", "neblig"),
+    ("snowy", "verschneit"),
+    ("clear", "klar"),
+)
 REFUSALS: dict[Language, str] = {
     "en": "I have no tool for that.",
     "de": "Dafür habe ich kein Werkzeug.",
@@ -116,7 +155,10 @@ def _result(name: str, argument: str, language: Language, rng: random.Random) ->
     if name == "get_time":
         clock = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
         text = clock if rng.random() < 0.4 else json.dumps({"time": clock})
-        return text, f"It is {clock} in {argument}." if english else f"In {argument} ist es {clock} Uhr."
+        return (
+            text,
+            f"It is {clock} in {argument}." if english else f"In {argument} ist es {clock} Uhr.",
+        )
     value = names.digits(rng, 1, 6)
     text = value if rng.random() < 0.5 else json.dumps({"result": int(value)})
     return text, f"The result is {value}." if english else f"Das Ergebnis ist {value}."
@@ -124,7 +166,11 @@ def _result(name: str, argument: str, language: Language, rng: random.Random) ->
 
 def _call(name: str, argument: str) -> dict[str, Any]:
     function = {"name": name, "arguments": {SIGNATURES[name][0]: argument}}
-    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": function}],
+    }
 
 
 def tool_use(rng: random.Random, held: bool = False) -> Conversation:
@@ -167,13 +213,17 @@ def tool_answer(rng: random.Random) -> Conversation:
     """For the evaluation: a call, its result, and the answer told from it."""
     while True:
         conversation = tool_use(rng)
-        if conversation.tools and len(conversation.messages) > 2:
-            if conversation.messages[-2]["role"] == "tool":
-                return conversation
+        turns = conversation.messages
+        if conversation.tools and len(turns) > 2 and turns[-2]["role"] == "tool":
+            return conversation
 
 
 SYSTEM = (
-    "You are a helpful assistant.", "You are Themis, a small and friendly assistant.",
-    "You are a helpful assistant. Answer briefly.", "Du bist ein hilfreicher Assistent.",
-    "Be concise.", "You are a careful assistant that tells the truth.", "Antworte kurz und freundlich.",
-)  # fmt: skip
+    "You are a helpful assistant.",
+    "You are Themis, a small and friendly assistant.",
+    "You are a helpful assistant. Answer briefly.",
+    "Du bist ein hilfreicher Assistent.",
+    "Be concise.",
+    "You are a careful assistant that tells the truth.",
+    "Antworte kurz und freundlich.",
+)

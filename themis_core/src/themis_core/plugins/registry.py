@@ -125,8 +125,9 @@ class Registry:
             return self._collect(candidate, module)
         # Hook functions are foreign code: whatever they raise is this plugin's failure.
         except BaseException as error:
-            # pluggy keeps a plugin registered that it has just rejected.
-            self._manager.unregister(module)
+            # Up to 1.6, pluggy keeps a plugin registered that it has just rejected.
+            if self._manager.is_registered(module):
+                self._manager.unregister(module)
             if isinstance(error, Exception | SystemExit) and not isinstance(error, ThemisError):
                 raise _failed(candidate, f"cannot be registered: {error!r}.") from error
             raise

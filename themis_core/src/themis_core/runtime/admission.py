@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
 
 from themis_core.contracts import Quota, Reservation, Validator
 from themis_core.messages import GenerateRequest, Usage
 
 
-class Admitted:
-    """A request that may run, and what has been reserved for it."""
+class Admission:
+    """Entering it admits `request`; leaving it unsettled gives the reservation back.
 
-    def __init__(self, request: GenerateRequest, reservation: Reservation | None) -> None:
+    A class rather than a generator: a caller who drops the iterator of `generate` makes asyncio
+    close every generator under it in any order, and this must survive that.
+    """
+
+    def __init__(
+        self, request: GenerateRequest, validators: Sequence[Validator], quota: Quota | None
+    ) -> None:
         self.request = request
-        self._reservation = reservation
+        self._validators = validators
+        self._quota = quota
+        self._reservation: Reservation | None = None
+
+    async def __aenter__(self) -> Self:
+        """Raises `RequestRejected` or `QuotaExceeded`."""
+        for validator in self._validators:
+            self.request = await validator.check_input(self.request)
+        if self._quota is not None:
+            self._reservation = await self._quota.reserve(self.request)
+        return self
 
     async def settle(self, usage: Usage) -> None:
         """The request is complete. Later calls do nothing."""
@@ -22,22 +39,12 @@ class Admitted:
         if reservation is not None:
             await reservation.settle(usage)
 
-    async def release(self) -> None:
-        """The request failed or was cancelled; does nothing after `settle`."""
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         reservation, self._reservation = self._reservation, None
         if reservation is not None:
             await reservation.release()
-
-
-@asynccontextmanager
-async def admit(
-    request: GenerateRequest, validators: Sequence[Validator], quota: Quota | None
-) -> AsyncIterator[Admitted]:
-    """Raises `RequestRejected` or `QuotaExceeded`. Leaving it unsettled releases the quota."""
-    for validator in validators:
-        request = await validator.check_input(request)
-    admitted = Admitted(request, await quota.reserve(request) if quota else None)
-    try:
-        yield admitted
-    finally:
-        await admitted.release()

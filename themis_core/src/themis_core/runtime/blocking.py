@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,7 +24,7 @@ class BlockingRuntime:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="themis-blocking")
 
-    def generate(self, request: GenerateRequest) -> Iterator[GenerateEvent]:
+    def generate(self, request: GenerateRequest) -> Generator[GenerateEvent, None, None]:
         """The events of one request. Closing the iterator cancels the generation."""
         events = self._runtime.generate(request)
         try:
@@ -65,6 +65,7 @@ class BlockingRuntime:
         traceback: TracebackType | None,
     ) -> None:
         try:
+            self._call(self._loop.shutdown_asyncgens())  # Iterators that somebody abandoned.
             self._call(self._runtime.aclose())
         finally:
             self._stop()
@@ -81,7 +82,6 @@ class BlockingRuntime:
             raise
 
     def _stop(self) -> None:
-        self._call(self._loop.shutdown_asyncgens())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -22,7 +22,7 @@ from themis_core.messages import (
     GenerateRequest,
     ModelInfo,
 )
-from themis_core.runtime.admission import admit
+from themis_core.runtime.admission import Admission
 from themis_core.runtime.fields import check_fields, with_timeout
 from themis_core.runtime.gather import gather
 from themis_core.runtime.models import Listener, ModelPool, ModelSource, ModelStatus
@@ -68,8 +68,8 @@ class Runtime:
         # 1 route
         model = self._router.route(request.model)
         # 2 admit
-        async with admit(request, self._validators, self._quota) as admitted:
-            request = admitted.request
+        async with Admission(request, self._validators, self._quota) as admission:
+            request = admission.request
             # 3 reuse: no plugin yet; a cached answer or a running twin would end the way here.
             # 4 lease
             backend = await _in_time(self._pool.lease(model), request, started)
@@ -87,7 +87,7 @@ class Runtime:
                     for released in release.pass_on(event):
                         if isinstance(released, Done):
                             # 7 settle, before the last event: nobody may ask for one more.
-                            await admitted.settle(released.usage)
+                            await admission.settle(released.usage)
                         yield released
 
     async def complete(self, request: GenerateRequest) -> Completion:

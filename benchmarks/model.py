@@ -1,0 +1,121 @@
+"""Makes the model that is measured: random weights in the shape of a small real one.
+
+The weights mean nothing, but the work is real: 12 layers, a vocabulary of 50,176, and matrices in
+4-bit blocks as people use them. The same seed gives the same file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.vocabulary import Vocabulary, build, is_plain
+
+CACHE = Path(__file__).parent / ".cache"
+NAME = "random-124m-q4_0"
+SEED = 20_260
+VERSION = 1  # Raised with every change that changes the file.
+
+HIDDEN = 768
+LAYERS = 12
+HEADS = 12
+FFN = 2048
+CONTEXT = 2048
+_HEAD = HIDDEN // HEADS
+_CHAT = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+_Matrix = npt.NDArray[np.float32]
+
+
+def ensure() -> Path:
+    """The path of the model, made now if it is not in the cache."""
+    path = CACHE / f"{NAME}-v{VERSION}.gguf"
+    if not path.exists():
+        CACHE.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        _write(partial)
+        partial.replace(path)
+    return path
+
+
+def parameters() -> int:
+    """Number of weights."""
+    layer = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN + 2 * HIDDEN
+    return LAYERS * layer + len(build(SEED).tokens) * HIDDEN + HIDDEN
+
+
+def _write(path: Path) -> None:
+    vocabulary = build(SEED)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(NAME)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FFN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_rope_dimension_count(_HEAD)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(vocabulary.tokens))
+    _add_tokenizer(writer, vocabulary)
+    _add_weights(writer, vocabulary)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    kinds = [gguf.TokenType.NORMAL] * len(vocabulary.tokens)
+    kinds[vocabulary.end] = gguf.TokenType.CONTROL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in vocabulary.merges])
+    writer.add_bos_token_id(vocabulary.end)
+    writer.add_eos_token_id(vocabulary.end)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_chat_template(_CHAT)
+
+
+def _add_weights(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    chance = np.random.default_rng(SEED)
+
+    def matrix(rows: int, columns: int) -> _Matrix:
+        # Scaled so that what flows through keeps its size, and attention is neither flat nor stuck.
+        return chance.standard_normal((rows, columns), np.float32) / np.float32(columns**0.5)
+
+    def add(name: str, values: _Matrix, kind: gguf.GGMLQuantizationType) -> None:
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    def add_norm(name: str) -> None:
+        writer.add_tensor(name, np.ones(HIDDEN, np.float32))
+
+    # Also the output matrix. A row of zeros is a logit of zero, far below the best of 50,000:
+    # so no answer ever ends early, and every token is plain text that can be streamed at once.
+    embeddings = matrix(len(vocabulary.tokens), HIDDEN)
+    embeddings[[not is_plain(token) for token in vocabulary.tokens]] = 0.0
+    small, large = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
+    add("token_embd.weight", embeddings, large)
+    add_norm("output_norm.weight")
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        add_norm(f"{block}.attn_norm.weight")
+        add_norm(f"{block}.ffn_norm.weight")
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"{block}.{part}.weight", matrix(HIDDEN, HIDDEN), small)
+        add(f"{block}.ffn_gate.weight", matrix(FFN, HIDDEN), small)
+        add(f"{block}.ffn_up.weight", matrix(FFN, HIDDEN), small)
+        add(f"{block}.ffn_down.weight", matrix(HIDDEN, FFN), small)

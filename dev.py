@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Set up Themis from a checkout and use it. Needs Python 3.11 or newer and a C++ compiler.
+
+    python3 dev.py run "What is the capital of France?"     any `themis` command
+    python3 dev.py test                                     lint, types, and all tests
+
+Both make `.venv` first, or bring it up to date. Only the standard library is used here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+STAMP = VENV / "themis-setup"
+CONSTRAINTS = ROOT / "constraints" / "dev.txt"
+MEMBERS = [
+    "themis_core",
+    "themis_engine[hf]",
+    "themis_testkit",
+    "plugins/tiny_model",
+    "plugins/echo",
+    "plugins/llamacpp",
+    "plugins/openai_server[fast]",
+]
+COMPILE_NOTE = """\
+llama.cpp is compiled for this machine now. That happens once and takes about six minutes on two
+cores; pip keeps the result, so that the next set-up here takes seconds."""
+
+
+def main(arguments: list[str]) -> int:
+    """Set up, then do what was asked. Returns the exit code."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file is what tells people.
+        return fail(f"Themis needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        sys.stdout.write(__doc__ or "")
+        return 0
+    code = set_up()
+    if code:
+        return code
+    if arguments[0] == "test":
+        return test(arguments[1:])
+    return subprocess.call([BIN / "themis", *arguments])
+
+
+def set_up() -> int:
+    """Make `.venv` match this checkout. Does nothing if it does."""
+    wanted = fingerprint()
+    if STAMP.is_file() and STAMP.read_text() == wanted:
+        return 0
+    say(f"Setting up {VENV.relative_to(ROOT)} …")
+    if not VENV.exists():
+        venv.create(VENV, with_pip=True)
+    python, constraints = str(BIN / "python"), str(CONSTRAINTS)
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "-c", constraints]
+    uv = [str(BIN / "uv"), "pip", "install", "-q", "--python", python, "-c", constraints]
+    editable = [part for member in MEMBERS for part in ("-e", str(ROOT / member))]
+    dev = ["--group", f"{ROOT / 'pyproject.toml'}:dev"]
+    if run([*pip, "-q", "uv"]) or compile_llama_cpp([*pip, "-v"]) or run([*uv, *editable, *dev]):
+        return fail("The set-up failed; the lines above say why.")
+    STAMP.write_text(wanted)
+    return 0
+
+
+def compile_llama_cpp(pip: list[str]) -> int:
+    """Install llama-cpp-python, with a progress bar while it compiles."""
+    probe = "import importlib.util as u; exit(not u.find_spec('llama_cpp'))"
+    if run([str(BIN / "python"), "-c", probe]) == 0:
+        return 0
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        return fail(
+            "No C++ compiler was found, and llama.cpp must be compiled. On Debian or Ubuntu:\n"
+            "  sudo apt-get install build-essential\nOn macOS:\n  xcode-select --install"
+        )
+    start, explained = time.monotonic(), False
+    tail: list[str] = []
+    with subprocess.Popen(
+        [*pip, "llama-cpp-python"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout or ():
+            tail = [*tail[-60:], line]
+            step = re.match(r"\s*\[(\d+)/(\d+)\]", line)
+            if step and not explained:
+                say(COMPILE_NOTE)
+                explained = True
+            if step:
+                bar(int(step[1]), int(step[2]), time.monotonic() - start)
+    if explained and sys.stdout.isatty():
+        sys.stdout.write("\n")
+    if process.returncode:
+        sys.stdout.write("".join(tail))
+    return process.returncode
+
+
+def bar(done: int, total: int, seconds: float) -> None:
+    """Draw progress: over the same line on a terminal, at each tenth in a log."""
+    filled = 30 * done // total
+    text = f"[{'#' * filled}{'.' * (30 - filled)}] {done}/{total} files, {seconds:.0f} s"
+    if sys.stdout.isatty():
+        sys.stdout.write(f"\r{text}")
+        sys.stdout.flush()
+    elif done == total or done % max(1, total // 10) == 0:
+        say(text)
+
+
+def test(arguments: list[str]) -> int:
+    """Lint, types, tests. With arguments, only pytest, with them."""
+    environment = os.environ | {"THEMIS_TEST_ALL": "1"}
+    python = str(BIN / "python")
+    pytest = [python, "-m", "pytest", *arguments]
+    if arguments:
+        return subprocess.call(pytest, cwd=ROOT, env=environment)
+    checks = [
+        [str(BIN / "ruff"), "check", "."],
+        [str(BIN / "ruff"), "format", "--check", "."],
+        [python, "-m", "mypy"],
+        pytest,
+    ]
+    for command in checks:
+        say("$ " + " ".join([Path(command[0]).name, *command[1:]]))
+        code = subprocess.call(command, cwd=ROOT, env=environment)
+        if code:
+            return code
+    return 0
+
+
+def fingerprint() -> str:
+    """Changes when anything that decides what is installed changes."""
+    files = [CONSTRAINTS, ROOT / "pyproject.toml", Path(__file__)]
+    files += [ROOT / member.partition("[")[0] / "pyproject.toml" for member in MEMBERS]
+    digest = hashlib.sha256(sys.version.encode())
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def run(command: list[str]) -> int:
+    """Run a set-up step."""
+    return subprocess.call(command, cwd=ROOT)
+
+
+def say(text: str) -> None:
+    """A line for people, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def fail(text: str) -> int:
+    """An error for people; returns the exit code."""
+    sys.stderr.write(f"{text}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,33 @@
+"""Suites that prove a plugin's keeping of a contract. Third parties subclass them.
+
+class TestMine(BackendConformance):
+    @pytest.fixture
+    def backend_factory(self):
+        return lambda: MyBackend(MySettings())
+"""
+
+import pytest
+
+# Before the modules are imported: their asserts are to be explained as in the caller's own tests.
+pytest.register_assert_rewrite(
+    *(
+        f"{__name__}.{module}"
+        for module in (
+            "answers",
+            "base",
+            "cancelling",
+            "company",
+            "extras",
+            "lifecycle",
+            "refusals",
+            "sampling",
+            "statistics",
+            "stopping",
+        )
+    )
+)
+
+from themis_testkit.conformance.backend import BackendConformance  # noqa: E402
+from themis_testkit.conformance.base import BackendFactory, ConformanceBase, eventually  # noqa: E402
+
+__all__ = ["BackendConformance", "BackendFactory", "ConformanceBase", "eventually"]
