@@ -102,9 +102,9 @@ async def stream_completion(target: Target, prompt: str) -> Answer:
     async for event in _events(target.port, target.body(prompt, stream=True)):
         if event.startswith(_END):
             ended = True
-        elif b'"text"' in event or b'"usage"' in event:
-            # Only the first and the last chunks are worth parsing.
-            if not texts or b'"length"' in event or b'"usage"' in event:
+        elif b'"text"' in event or b'_tokens"' in event:
+            # Only the first and the last chunks are worth parsing: those with reason or usage.
+            if not texts or b'"length"' in event or b'_tokens"' in event:
                 chunk = json.loads(event.removeprefix(b"data:"))
                 usage = chunk.get("usage") or usage
                 choice = (chunk.get("choices") or [{}])[0]

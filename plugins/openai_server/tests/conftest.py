@@ -1,4 +1,4 @@
-"""A runtime that replays what a test scripts, behind the real server in a loop of its own thread."""
+"""A runtime that replays what a test scripts, behind the real server in a thread of its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import httpx
 import msgspec
 import openai
 import pytest
-
 from themis_core.errors import UnsupportedField
 from themis_core.messages import (
-    Choice,
     Completion,
     Delta,
     Done,
@@ -87,18 +85,21 @@ class ScriptedRuntime:
     def reset(self) -> None:
         """Back to the script of "Hello"."""
         self.script: list[Any] = list(HELLO)
+        self.by_prompt: dict[Any, list[Any]] = {}
         self.requests: list[GenerateRequest] = []
         self.embeds: list[EmbedRequest] = []
         self.closed_early = threading.Semaphore(0)
         self.vectors: tuple[tuple[float, ...], ...] | None = None
-        self.rows = [Row(name="m", aliases=("alias",), info=ModelInfo(backend="s", context_length=64))]
+        self.rows = [
+            Row(name="m", aliases=("alias",), info=ModelInfo(backend="s", context_length=64))
+        ]
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """The script."""
         self.requests.append(request)
         complete = False
         try:
-            for item in self.script:
+            for item in self.by_prompt.get(request.prompt, self.script):
                 if isinstance(item, Stall):
                     await item.wait()
                 elif isinstance(item, Exception):
@@ -163,7 +164,9 @@ class LoopThread:
 class Door:
     """A running server with its scripted runtime and its clients."""
 
-    def __init__(self, server: OpenAIServer, runtime: ScriptedRuntime, client: openai.OpenAI) -> None:
+    def __init__(
+        self, server: OpenAIServer, runtime: ScriptedRuntime, client: openai.OpenAI
+    ) -> None:
         self.server = server
         self.runtime = runtime
         self.client = client
@@ -239,8 +242,3 @@ def open_door(server_loop: LoopThread) -> Iterator[OpenDoor]:
 def answer(text: str, index: int = 0) -> list[Any]:
     """The events of one choice, without start and end."""
     return [Delta(index=index, text=text, token_ids=(1,)), Finished(index=index, reason="stop")]
-
-
-def choice(text: str) -> Choice:
-    """A finished choice."""
-    return Choice(text=text, finish_reason="stop")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from themis_core.errors import InvalidRequest, ThemisError, UnsupportedField
+from themis_core.errors import InvalidRequest, UnsupportedField
 from themis_openai_server import convert
 from themis_openai_server.body import ChatBody, CompletionBody, EmbeddingBody
 from themis_openai_server.decode import decode
@@ -107,7 +107,10 @@ def test_wrong_values_name_the_field(fields: dict[str, Any], param: str) -> None
             message(content=[{"type": "text", "text": "a", "file": {}}]),
             "messages[0].content[0].file",
         ),
-        ({"messages": [{"role": "assistant", "content": "x", "audio": {"id": "a"}}]}, "messages[0].audio"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "audio": {"id": "a"}}]},
+            "messages[0].audio",
+        ),
         ({"functions": [{}]}, "functions"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"modalities": ["text", "audio"]}, "modalities"),
@@ -194,7 +197,8 @@ def test_ignored_fields_are_listed(door: Door) -> None:
 def test_ignored_stream_option() -> None:
     body = ChatBody(messages=[], stream_options=None)
     assert ignored_fields(body) == ()
-    raw = b'{"messages":[{"role":"user","content":"x"}],"stream_options":{"include_obfuscation":false}}'
+    options = {"include_obfuscation": False}
+    raw = msgspec.json.encode({"messages": USER, "stream_options": options})
     decoded, _ = decode(raw, ChatBody, "refuse")
     assert ignored_fields(decoded) == ("stream_options.include_obfuscation",)
 
@@ -247,7 +251,11 @@ def test_broken_json(door: Door, raw: bytes, path: str) -> None:
 
 
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
@@ -279,7 +287,5 @@ def test_any_bytes_are_an_error_of_the_caller(raw: bytes) -> None:
 
 
 def _decodes_or_refuses(raw: bytes, kind: Any, make: Any, mode: Any) -> None:
-    try:
+    with suppress(InvalidRequest, UnsupportedField):
         make(decode(raw, kind, mode)[0], None)
-    except ThemisError as error:
-        assert isinstance(error, InvalidRequest | UnsupportedField)

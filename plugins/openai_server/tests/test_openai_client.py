@@ -8,10 +8,8 @@ from typing import Any
 
 import openai
 import pytest
-
 from themis_core.errors import UnsupportedField
 from themis_core.messages import (
-    Constraint,
     Delta,
     Done,
     Finished,
@@ -120,51 +118,6 @@ def test_stream_helper(door: Door) -> None:
     assert final.choices[0].message.content == "Hello"
 
 
-def test_every_sampling_field_arrives(door: Door) -> None:
-    door.client.chat.completions.create(
-        model="m",
-        messages=USER,
-        max_completion_tokens=9,
-        temperature=0.5,
-        top_p=0.75,
-        seed=11,
-        n=2,
-        stop=["a", "b"],
-        frequency_penalty=0.5,
-        presence_penalty=-0.5,
-        logit_bias={"7": 3},
-        logprobs=True,
-        top_logprobs=2,
-        extra_body={
-            "top_k": 4,
-            "min_p": 0.25,
-            "repetition_penalty": 1.5,
-            "min_tokens": 1,
-            "ignore_eos": True,
-            "stop_token_ids": [8],
-            "priority": 3,
-            "adapters": [{"name": "legal", "weight": 0.5}],
-        },
-    )
-    request = door.runtime.requests[0]
-    sampling = request.sampling
-    assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (9, 0.5, 0.75)
-    assert (sampling.seed, sampling.n, sampling.stop) == (11, 2, ("a", "b"))
-    assert (sampling.frequency_penalty, sampling.presence_penalty) == (0.5, -0.5)
-    assert (sampling.logit_bias, sampling.logprobs) == ({7: 3.0}, 2)
-    assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (4, 0.25, 1.5)
-    assert (sampling.min_tokens, sampling.ignore_eos, sampling.stop_token_ids) == (1, True, (8,))
-    assert request.priority == 3
-    assert (request.adapters[0].name, request.adapters[0].weight) == ("legal", 0.5)
-
-
-def test_openais_defaults(door: Door) -> None:
-    door.client.chat.completions.create(model="m", messages=USER)
-    sampling = door.runtime.requests[0].sampling
-    assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (1.0, 1.0, None)
-    assert sampling.logprobs is None
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_chat_logprobs(door: Door, stream: bool) -> None:
     door.runtime.script = LOGPROBS
@@ -191,7 +144,9 @@ def test_completion_logprobs(door: Door, stream: bool) -> None:
         chunks = list(create(model="m", prompt="x", logprobs=1, stream=True))
         parts = [c.choices[0].logprobs for c in chunks if c.choices[0].logprobs]
     else:
-        parts = [lp for c in create(model="m", prompt="x", logprobs=1).choices if (lp := c.logprobs)]
+        parts = [
+            lp for c in create(model="m", prompt="x", logprobs=1).choices if (lp := c.logprobs)
+        ]
     tokens = [token for part in parts for token in part.tokens or ()]
     offsets = [offset for part in parts for offset in part.text_offset or ()]
     assert tokens == ["A", "bytes:\\xc3", "bytes:\\xa9"]
@@ -243,7 +198,7 @@ def test_several_prompts(door: Door, prompt: Any, stream: bool) -> None:
             )
         )
         usage = chunks[-1].usage
-        texts = {i: "" for i in range(4)}
+        texts = dict.fromkeys(range(4), "")
         for chunk in chunks[:-1]:
             texts[chunk.choices[0].index] += chunk.choices[0].text
     else:
@@ -266,68 +221,6 @@ def test_token_ids_on_request(door: Door) -> None:
     )
     got = [getattr(chunk.choices[0], "token_ids", None) or [] for chunk in chunks]
     assert [token for ids in got for token in ids] == [1, 2]
-
-
-def test_tools_and_conversation(door: Door) -> None:
-    door.client.chat.completions.create(
-        model="m",
-        messages=[
-            {"role": "developer", "content": "be kind"},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [
-                    {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-                ],
-            },
-            {"role": "tool", "tool_call_id": "c1", "content": "7"},
-        ],
-        tools=[
-            {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-        ],
-        tool_choice="auto",
-    )
-    request = door.runtime.requests[0]
-    assert [m.role for m in request.messages] == ["system", "user", "assistant", "tool"]
-    assert request.messages[1].content == "a\nb"
-    assert request.messages[2].tool_calls[0].name == "f"
-    assert request.messages[3].tool_call_id == "c1"
-    assert request.tools[0].parameters == {"type": "object"}
-
-
-def test_an_answer_can_be_sent_back(door: Door) -> None:
-    reply = door.client.chat.completions.create(model="m", messages=USER)
-    history: list[Any] = [*USER, reply.choices[0].message.model_dump(), *USER]
-    door.client.chat.completions.create(model="m", messages=history)
-    assert door.runtime.requests[-1].messages[1].content == "Hello"
-
-
-def test_tool_choice_none_drops_the_tools(door: Door) -> None:
-    door.client.chat.completions.create(
-        model="m",
-        messages=USER,
-        tools=[{"type": "function", "function": {"name": "f"}}],
-        tool_choice="none",
-    )
-    assert door.runtime.requests[0].tools == ()
-
-
-def test_response_format(door: Door) -> None:
-    create = door.client.chat.completions.create
-    schema = {"type": "array"}
-    create(
-        model="m",
-        messages=USER,
-        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
-    )
-    create(model="m", messages=USER, response_format={"type": "json_object"})
-    create(model="m", messages=USER, response_format={"type": "text"})
-    assert [request.constraint for request in door.runtime.requests] == [
-        Constraint(kind="json_schema", value=schema),
-        Constraint(kind="json_schema", value={"type": "object"}),
-        None,
-    ]
 
 
 def test_models(door: Door) -> None:

@@ -109,7 +109,7 @@ class App:
                 await stream(exchange, self._runtime, job, chunks(job, model, created))
             else:
                 done = await complete(self._runtime, job)
-                await exchange.reply(whole(job, model, created, done))
+                await exchange.reply(whole(job, model or done[0].model, created, done))
 
     async def _embeddings(self, exchange: Exchange) -> None:
         tenant = self._tenant(exchange)

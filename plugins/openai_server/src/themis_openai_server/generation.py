@@ -43,7 +43,7 @@ async def stream(exchange: Exchange, runtime: RuntimePort, job: Job, chunks: Chu
 
     An error before the first token is raised before anything was sent.
     """
-    reader = Ready(events_of(runtime, job))
+    reader = Ready(events_of(runtime, job), last=Done)
     try:
         batch = await _first_batch(reader)
         if batch:

@@ -21,10 +21,13 @@ class Ready(Generic[T]):
     would cost a task switch for each event. So each step of the generator is begun here by hand;
     if it gives an event at once, that joins the batch, and if it must wait, the batch is handed out
     first and the begun step is awaited in the next call.
+
+    Nothing is read past an event of class `last`, so that closing never disturbs a normal end.
     """
 
-    def __init__(self, events: AsyncGenerator[T, None]) -> None:
+    def __init__(self, events: AsyncGenerator[T, None], last: type | None = None) -> None:
         self._events = events
+        self._last = last
         self._begun: tuple[Coroutine[Any, Any, T], Any] | None = None
         self._error: Exception | None = None
         self._ended = False
@@ -45,6 +48,8 @@ class Ready(Generic[T]):
                     return batch
                 else:
                     batch.append(await self._finish())
+                if self._last is not None and batch and isinstance(batch[-1], self._last):
+                    self._ended = True
             except StopAsyncIteration:
                 self._ended = True
             except Exception as error:

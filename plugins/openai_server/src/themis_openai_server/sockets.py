@@ -12,6 +12,9 @@ from themis_core.errors import ConfigInvalid
 
 BACKLOG = 2048
 
+# A name such as localhost often has an IPv6 address where IPv6 is switched off.
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 
 async def bind(host: str, port: int) -> list[socket.socket]:
     """Bound sockets, one for each address of the host, all with the same port.
@@ -23,20 +26,28 @@ async def bind(host: str, port: int) -> list[socket.socket]:
         found = await loop.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: such a name cannot exist.
         raise ConfigInvalid(
-            f"The host {host!r} has no address: {error.strerror}.",
+            f"The host {host!r} has no address: {error}.",
             field="server.host",
             remedy="Set server.host to an address of this machine, such as 127.0.0.1 or 0.0.0.0.",
         ) from error
     sockets: list[socket.socket] = []
+    absent: OSError | None = None
     with ExitStack() as undo:
         for family, kind, protocol, _, address in dict.fromkeys(found):
             # The first socket may get a free port (0); the others take the same.
             taken = sockets[0].getsockname()[1] if sockets else port
-            listener = undo.enter_context(socket.socket(family, kind, protocol))
-            _bind_one(listener, (address[0], taken, *address[2:]))
-            sockets.append(listener)
+            try:
+                listener = _listener(family, kind, protocol, (address[0], taken, *address[2:]))
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise _not_bound(error, host, taken) from error
+                absent = error
+            else:
+                sockets.append(undo.enter_context(listener))
+        if not sockets:
+            raise _not_bound(absent or OSError("it has no address"), host, port)
         undo.pop_all()
     return sockets
 
@@ -49,24 +60,28 @@ def url_of(host: str, listener: socket.socket) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def _bind_one(listener: socket.socket, address: tuple[str | int, ...]) -> None:
-    if os.name == "posix":
-        # A port whose last connections still time out is free. (Windows means another thing.)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if listener.family == socket.AF_INET6:
-        # IPv4 has a socket of its own.
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+def _listener(
+    family: int, kind: int, protocol: int, address: tuple[str | int, ...]
+) -> socket.socket:
+    listener = socket.socket(family, kind, protocol)
     try:
+        if os.name == "posix":
+            # A port whose last connections still time out is free. (Windows means another thing.)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # IPv4 has a socket of its own.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
         # Another program's wildcard socket shows only here.
         listener.listen(BACKLOG)
-    except OSError as error:
-        raise _not_bound(error, address) from error
-    listener.setblocking(False)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
-def _not_bound(error: OSError, address: tuple[str | int, ...]) -> ConfigInvalid:
-    host, port = address[:2]
+def _not_bound(error: OSError, host: str, port: int) -> ConfigInvalid:
     if error.errno == errno.EADDRINUSE:
         return ConfigInvalid(
             f"Port {port} on {host} is already in use.",
@@ -80,7 +95,7 @@ def _not_bound(error: OSError, address: tuple[str | int, ...]) -> ConfigInvalid:
             remedy="Set server.port to 1024 or more.",
         )
     return ConfigInvalid(
-        f"The server cannot listen on {host} port {port}: {error.strerror}.",
+        f"The server cannot listen on {host} port {port}: {error.strerror or error}.",
         field="server.host",
         remedy="Set server.host to an address of this machine, such as 127.0.0.1 or 0.0.0.0.",
     )

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar
 
 import pytest
 from themis_core.contracts import Backend
@@ -25,8 +25,6 @@ from themis_core.messages import (
 )
 
 BackendFactory = Callable[[], Backend]
-Suite = TypeVar("Suite", bound="ConformanceBase")
-Params = ParamSpec("Params")
 
 
 class ConformanceBase:
@@ -97,20 +95,19 @@ def need(backend: Backend, *capabilities: str) -> None:
             pytest.skip(f"capability {name} not declared")
 
 
-def on_backend(
-    check: Callable[Concatenate[Suite, Backend, Params], Awaitable[None]],
-) -> Callable[Concatenate[Suite, BackendFactory, Params], None]:
-    """Make a pytest function of a coroutine: it gets a started backend, closed behind it."""
+def on_backend(check: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Make a pytest function of a coroutine `check(self, backend, …)`.
 
-    def run(
-        self: Suite, backend_factory: BackendFactory, *args: Params.args, **kwargs: Params.kwargs
-    ) -> None:
+    The backend that it gets is started, and closed behind it.
+    """
+
+    def run(self: ConformanceBase, backend_factory: BackendFactory, **parameters: Any) -> None:
         async def main() -> None:
             async with asyncio.timeout(self.deadline):
                 backend = backend_factory()
                 await backend.start()
                 try:
-                    await check(self, backend, *args, **kwargs)
+                    await check(self, backend, **parameters)
                 finally:
                     await backend.aclose()
 
@@ -125,11 +122,8 @@ def on_backend(
 def _with_factory(check: Callable[..., Any]) -> inspect.Signature:
     """The signature of a check, asking for `backend_factory` where the check takes `backend`."""
     signature = inspect.signature(check)
-    parameters = [
-        parameter.replace(name="backend_factory") if parameter.name == "backend" else parameter
-        for parameter in signature.parameters.values()
-    ]
-    return signature.replace(parameters=parameters)
+    own, backend, *others = signature.parameters.values()
+    return signature.replace(parameters=[own, backend.replace(name="backend_factory"), *others])
 
 
 def fields(backend: Backend) -> frozenset[str]:

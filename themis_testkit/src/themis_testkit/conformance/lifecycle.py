@@ -26,9 +26,10 @@ from themis_testkit.conformance.base import (
 class LifecycleChecks(ConformanceBase):
     """`start`, `info`, `aclose`, and what is left behind."""
 
-    def test_it_is_a_backend(self, backend_factory: BackendFactory) -> None:
+    @on_backend
+    async def test_it_is_a_backend(self, backend: Backend) -> None:
         """Every method of the contract is there."""
-        assert isinstance(backend_factory(), Backend)
+        assert isinstance(backend, Backend)
 
     def test_before_start_everything_raises_closed(self, backend_factory: BackendFactory) -> None:
         """`info`: "Raises `BackendClosed` before `start`"; so does what needs the model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from themis_core.contracts import Backend
@@ -37,13 +38,13 @@ class SamplingChecks(ConformanceBase):
     @pytest.mark.parametrize("only", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=str)
     @on_backend
     async def test_narrowest_sampling_is_greedy(
-        self, backend: Backend, only: dict[str, float]
+        self, backend: Backend, only: dict[str, Any]
     ) -> None:
         """`top_k` 1, a tiny `top_p` and `min_p` 1 each leave only the most probable token."""
         name = next(iter(only))
         need(backend, f"sampling.{name}", "sampling.temperature", "deterministic")
         greedy = await self.answer(backend)
-        seed = {"seed": 7} if "sampling.seed" in fields(backend) else {}
+        seed: dict[str, Any] = {"seed": 7} if "sampling.seed" in fields(backend) else {}
         assert await self.answer(backend, temperature=1.0, **seed, **only) == greedy
 
     @on_backend
@@ -64,7 +65,8 @@ class SamplingChecks(ConformanceBase):
                     assert entry.logprob == pytest.approx(values[0], abs=_EPSILON)
                 for token, piece, value in entry.top:
                     if token == entry.token_id:
-                        assert (piece, value) == (entry.token, pytest.approx(entry.logprob))
+                        assert piece == entry.token
+                        assert value == pytest.approx(entry.logprob, abs=_EPSILON)
 
     @on_backend
     async def test_number_of_logprobs(self, backend: Backend) -> None:
@@ -101,7 +103,9 @@ class SamplingChecks(ConformanceBase):
         usual = (await self.answer(backend)).token_ids
         candidates = await backend.tokenize(self.unicode_prompt)
         token = next((t for t in candidates if t not in usual), candidates[-1])
-        heat = {"temperature": 1.0} if "sampling.temperature" in fields(backend) else {}
+        heat: dict[str, Any] = (
+            {"temperature": 1.0} if "sampling.temperature" in fields(backend) else {}
+        )
         choice = await self.answer(backend, logit_bias={token: 100.0}, **heat)
         assert set(choice.token_ids) == {token}
         assert len(choice.token_ids) == self.generation_tokens
@@ -113,7 +117,7 @@ class SamplingChecks(ConformanceBase):
     )
     @on_backend
     async def test_penalties_change_repetitive_answers(
-        self, backend: Backend, penalty: dict[str, float]
+        self, backend: Backend, penalty: dict[str, Any]
     ) -> None:
         """A penalty changes at least one of several answers that repeat a token."""
         name = next(iter(penalty))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 from themis_core.contracts import Backend
 from themis_core.messages import BackendStats
@@ -51,7 +52,7 @@ class StatisticsChecks(ConformanceBase):
         await events.aclose()
         await idle(backend)
         seen.append(await backend.stats())
-        for earlier, later in zip(seen, seen[1:], strict=False):
+        for earlier, later in itertools.pairwise(seen):
             _check_rise(earlier, later)
         last = seen[-1]
         assert (last.requests, last.finished, last.cancelled, last.failed) == (9, 8, 1, 0)

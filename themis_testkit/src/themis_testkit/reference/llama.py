@@ -77,11 +77,10 @@ class NumpyLlama:
         """Next-token logits (rows, vocabulary) of hidden states (rows, hidden_size)."""
         tied = self.config.tie_word_embeddings
         head = self._weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
-        result: Array = self._norm(hidden, "model.norm") @ head.T
-        return result
+        return product(self._norm(hidden, "model.norm"), head)
 
     def _linear(self, x: Array, name: str) -> Array:
-        return x @ self._weights[f"{name}.weight"].T
+        return product(x, self._weights[f"{name}.weight"])
 
     def _heads(self, x: Array, name: str) -> Array:
         """(T, heads, D)."""
@@ -100,9 +99,19 @@ class NumpyLlama:
         return self._linear(silu(gate) * self._linear(x, f"{name}.up_proj"), f"{name}.down_proj")
 
 
+def product(x: Array, weight: Array) -> Array:
+    """(T, input) times a stored weight (output, input): (T, output).
+
+    By einsum, not BLAS: so the last bits depend neither on T nor on a number of threads.
+    """
+    result: Array = np.einsum("ti,oi->to", x, weight)
+    return result
+
+
 def silu(x: Array) -> Array:
     """x · sigmoid(x), in the form whose exponential cannot overflow."""
-    return x * np.float32(0.5) * (1 + np.tanh(x * np.float32(0.5)))
+    result: Array = x * np.float32(0.5) * (1 + np.tanh(x * np.float32(0.5)))
+    return result
 
 
 def rope(positions: np.typing.NDArray[np.int_], size: int, theta: float) -> tuple[Array, Array]:

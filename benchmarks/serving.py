@@ -1,0 +1,139 @@
+"""The comparison: all servers up, measured in turn at each number of clients, round after round.
+
+The servers that wait are idle. Their CPU time is recorded too, to prove it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, replace
+
+from benchmarks.load import Run, Target, complete, drive
+from benchmarks.peers import Load, Peer, Server, running
+from benchmarks.processes import cpu_seconds, watch_memory
+from benchmarks.vocabulary import prompts
+
+PROMPT_TOKENS = 64
+NEW_TOKENS = 64
+_WARM_UP_TOKENS = 8
+_REST_SECONDS = 0.5
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured: the numbers of clients, and how often."""
+
+    clients: tuple[int, ...]
+    rounds: int
+    quick: bool = False
+
+    def requests(self, clients: int) -> int:
+        """How many requests `clients` share in one measurement."""
+        return clients if self.quick else max(5, 2 * clients)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One server under one load. Times are in seconds, `ttft` and `tpot` one for each answer."""
+
+    round: int
+    server: str
+    clients: int
+    seconds: float
+    tokens_per_second: float
+    ttft: tuple[float, ...]
+    tpot: tuple[float, ...]
+    cpu_seconds: float
+    idle_cpu_seconds: float
+    client_cpu_seconds: float
+    peak_mib: float
+
+    def as_json(self) -> dict[str, object]:
+        """Rounded, so that the file stays small."""
+        return {key: _rounded(value) for key, value in asdict(self).items()}
+
+
+async def measure(plan: Plan, load: Load, peers: Sequence[Peer], say: Say) -> list[Measurement]:
+    """Run the whole plan. Each round starts the servers anew and takes them in another order."""
+    found: list[Measurement] = []
+    start = time.monotonic()
+    for number in range(plan.rounds):
+        turn = number % len(peers)
+        order = [*peers[turn:], *peers[:turn]]
+        async with AsyncExitStack() as stack:
+            servers = [await stack.enter_async_context(running(peer, load)) for peer in order]
+            for server in servers:
+                await _warm_up(server, min(4, load.parallel), number)
+            for clients in plan.clients:
+                for server in servers:
+                    texts = prompts(
+                        plan.requests(clients), PROMPT_TOKENS, seed=_seed(number, clients)
+                    )
+                    others = [other for other in servers if other is not server]
+                    result = await _measure_one(server, others, texts, clients, number)
+                    found.append(result)
+                    elapsed = time.monotonic() - start
+                    say(f"{elapsed:4.0f} s  round {number + 1}/{plan.rounds}  {describe(result)}")
+    return found
+
+
+def describe(m: Measurement) -> str:
+    """A line about a measurement."""
+    first = sorted(m.ttft)[len(m.ttft) // 2]
+    return (
+        f"{m.server:<17} {m.clients:>3} clients  {m.tokens_per_second:6.1f} tokens/s  "
+        f"TTFT {1000 * first:6.0f} ms  CPU {m.cpu_seconds:5.1f} of {m.seconds:5.1f} s"
+    )
+
+
+async def _warm_up(server: Server, clients: int, number: int) -> None:
+    target = replace(_target(server), max_tokens=_WARM_UP_TOKENS)
+    texts = prompts(clients + 1, PROMPT_TOKENS, seed=_seed(number, 0))
+    # Not streamed: there, every server says how many tokens it counted in the prompt.
+    await complete(target, texts[0])
+    await drive(target, texts[1:], clients)
+
+
+async def _measure_one(
+    server: Server, others: list[Server], texts: list[str], clients: int, number: int
+) -> Measurement:
+    await asyncio.sleep(_REST_SECONDS)
+    before = cpu_seconds(server.pid)
+    idle_before = sum(cpu_seconds(other.pid) for other in others)
+    own_before = time.process_time()
+    async with watch_memory(server.pid) as peak:
+        result: Run = await drive(_target(server), texts, clients)
+    return Measurement(
+        round=number,
+        server=server.peer.name,
+        clients=clients,
+        seconds=result.seconds,
+        tokens_per_second=result.tokens_per_second,
+        ttft=tuple(answer.ttft for answer in result.answers),
+        tpot=tuple(answer.tpot for answer in result.answers),
+        cpu_seconds=cpu_seconds(server.pid) - before,
+        idle_cpu_seconds=sum(cpu_seconds(other.pid) for other in others) - idle_before,
+        client_cpu_seconds=time.process_time() - own_before,
+        peak_mib=peak.value,
+    )
+
+
+def _target(server: Server) -> Target:
+    return Target(server.port, server.peer.extra, PROMPT_TOKENS, NEW_TOKENS)
+
+
+def _seed(number: int, clients: int) -> int:
+    return 1000 * number + clients
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, tuple):
+        return [_rounded(item) for item in value]
+    return value

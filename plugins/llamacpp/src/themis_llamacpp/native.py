@@ -1,0 +1,79 @@
+"""llama.cpp's C API, as far as it is used here. Importing this loads the native library (0.5 s).
+
+llama-cpp-python has no types, and a distribution of the same module name exists that silently
+drops options; so the names and fields that are needed are checked when this is loaded.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+from themis_core.errors import ModelLoadFailed
+
+from themis_llamacpp import log
+
+_FUNCTIONS = (
+    "llama_backend_init",
+    "llama_decode",
+    "llama_free",
+    "llama_get_logits",
+    "llama_get_memory",
+    "llama_init_from_model",
+    "llama_log_set",
+    "llama_memory_seq_cp",
+    "llama_memory_seq_rm",
+    "llama_model_chat_template",
+    "llama_model_free",
+    "llama_model_load_from_file",
+    "llama_n_ctx",
+    "llama_n_ctx_seq",
+    "llama_token_to_piece",
+    "llama_tokenize",
+    "llama_vocab_is_eog",
+)
+_FIELDS = {
+    "llama_model_params": ("n_gpu_layers", "load_mode", "check_tensors"),
+    "llama_context_params": (
+        "n_ctx",
+        "n_batch",
+        "n_ubatch",
+        "n_seq_max",
+        "n_outputs_max",
+        "n_outputs_max_per_seq",
+        "n_threads",
+        "n_threads_batch",
+        "flash_attn_type",
+        "type_k",
+        "type_v",
+        "kv_unified",
+    ),
+    "llama_batch": ("n_tokens", "token", "pos", "n_seq_id", "seq_id", "logits"),
+}
+
+_lock = threading.Lock()
+_callback: Any = None
+
+
+def initialise() -> None:
+    """Once per process: check the library, take its log, start its backends."""
+    global _callback
+    # Held across native calls: they are short, call nothing back, and must happen once.
+    with _lock:
+        if _callback is not None:
+            return
+        missing = [name for name in _FUNCTIONS if not hasattr(lib, name)]
+        for struct, fields in _FIELDS.items():
+            known = {field[0] for field in getattr(lib, struct)._fields_}
+            missing += [f"{struct}.{name}" for name in fields if name not in known]
+        if missing:
+            raise ModelLoadFailed(
+                f"The installed llama_cpp lacks {', '.join(missing)}.",
+                remedy="Install llama-cpp-python in the version that themis-llamacpp requires.",
+                plugin="llamacpp",
+            )
+        callback = lib.llama_log_callback(log.receive)
+        lib.llama_log_set(callback, None)
+        lib.llama_backend_init()
+        _callback = callback  # Kept for ever: the library calls it at any time.

@@ -1,0 +1,43 @@
+"""Discovery is quick, and the backend keeps the contract."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from themis_core.contracts import Backend
+from themis_llamacpp.plugin import themis_backends
+from themis_llamacpp.settings import LlamaCppSettings
+from themis_tiny_model import path
+
+from themis_testkit import BackendConformance
+
+
+def test_describing_the_engine_does_not_import_it() -> None:
+    code = (
+        "import themis_llamacpp.plugin as p, sys; p.themis_backends(); "
+        "assert not {'llama_cpp', 'numpy', 'themis_engine'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_every_setting_is_described_and_documented() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name in LlamaCppSettings.__struct_fields__:
+        assert f"`{name}`" in readme
+    assert themis_backends()[0].settings is LlamaCppSettings
+
+
+class TestLlamaCpp(BackendConformance):
+    """llama.cpp on the bundled model."""
+
+    @pytest.fixture
+    def backend_factory(self) -> Callable[[], Backend]:
+        pytest.importorskip("llama_cpp")
+        from themis_llamacpp.backend import create
+
+        settings = LlamaCppSettings(path=str(path("gguf-f16")), threads=2, parallel=16)
+        return lambda: create(settings)
