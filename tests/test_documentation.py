@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.mark import ParameterSet
+
 from themis_core.config.assemble import _Assembly
 from themis_core.config.sources import RawConfig
 from themis_core.plugins import Registry

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from themis_core.config import effective, load
 from themis_core.config.assemble import _Assembly
 from themis_core.config.sources import RawConfig, leaves, read

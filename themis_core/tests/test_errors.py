@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from themis_core.errors import ConfigInvalid, ThemisError, all_error_types
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "errors.md"

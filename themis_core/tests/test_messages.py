@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+
 from themis_core.errors import InvalidRequest
 from themis_core.messages import (
     Capabilities,

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import pytest
+
 from themis_core.errors import PluginConflict, PluginFailed, PluginIncompatible, PluginNotFound
 from themis_core.hooks import BackendPlugin, FrontDoorPlugin
 from themis_core.plugins import make

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+
+import themis_core
 from themis_core.contracts import Quota, Validator
 from themis_core.errors import (
     BackendClosed,
@@ -41,8 +43,6 @@ from themis_core.messages import (
 )
 from themis_core.runtime import ModelSource, Runtime
 from themis_core.runtime.fields import used_fields
-
-import themis_core
 
 
 class Words:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import pytest
+
 from themis_core.errors import (
     BackendClosed,
     BackendFailed,
@@ -26,9 +27,8 @@ from themis_core.messages import (
     SamplingParams,
     Started,
 )
-from themis_testkit.fakes.toy_runner import ToyRunner, greedy
-
 from themis_engine import Batch, EngineBackend
+from themis_testkit.fakes.toy_runner import ToyRunner, greedy
 
 
 def request(prompt: tuple[int, ...] | str = (1, 2, 3), **sampling: object) -> GenerateRequest:
@@ -236,6 +236,14 @@ def test_a_request_that_can_never_fit_is_refused() -> None:
 def test_the_context_is_filled_to_its_end_and_no_further() -> None:
     async def body(backend: EngineBackend) -> None:
         assert await ids(backend, request((1, 2), max_tokens=None)) == greedy([1, 2], 62)
+
+    run(ToyRunner(), body)
+
+
+def test_a_prompt_that_is_no_text_is_refused() -> None:
+    async def body(backend: EngineBackend) -> None:
+        with pytest.raises(InvalidRequest, match="no valid text"):
+            await ids(backend, request("\ud800"))
 
     run(ToyRunner(), body)
 

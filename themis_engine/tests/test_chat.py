@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from themis_core.errors import InvalidRequest, ModelFileInvalid
 from themis_core.messages import ChatMessage, Tool, ToolCall
 from themis_engine.chat import ChatTemplate

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import themis_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from themis_core.errors import InvalidRequest, ModelFileInvalid
-from themis_engine.hf_tokenizer import HfTokenizer
 
+import themis_tiny_model
+from themis_core.errors import InvalidRequest, ModelFileInvalid
 from themis_engine import Tokenizer
+from themis_engine.hf_tokenizer import HfTokenizer
 
 TINY = HfTokenizer(themis_tiny_model.path("hf"))
 

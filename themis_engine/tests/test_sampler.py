@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from themis_core.messages import GenerateRequest, SamplingParams
 from themis_engine.crossing import EventStream
 from themis_engine.sampler import InvalidLogits, Sampled, Sampler, choose, uniform

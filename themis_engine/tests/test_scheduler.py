@@ -11,6 +11,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+
 from themis_core.messages import GenerateRequest, SamplingParams
 from themis_engine.crossing import EventStream
 from themis_engine.scheduler import Scheduler
@@ -105,6 +106,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                     break
                 self.step()
             assert not self.live, "some sequence starved"
+            self._free()
             assert not any(self.runner.kv.values())
 
     def _free(self) -> None:

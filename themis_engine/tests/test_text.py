@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from themis_engine.text import TextStream
 
 ALPHABET = st.sampled_from("abcé🙂")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from themis_core.errors import ModelFileInvalid
 from themis_llamacpp import gguf_header
 from themis_tiny_model import path
@@ -35,7 +36,7 @@ SAFETENSORS = path("hf") / "model.safetensors"
 BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "the file is empty"),
     "10-bytes": (lambda: DATA[:10], "ends within its header"),
-    "2000-bytes": (lambda: DATA[:2000], "header"),
+    "2000-bytes": (lambda: DATA[:2000], "more than fit in the file"),
     "half": (lambda: DATA[: len(DATA) // 2], "its tensors need"),
     "last-byte-missing": (lambda: DATA[:-1], "its tensors need"),
     "wrong-magic": (lambda: b"GGUX" + DATA[4:], "it begins with b'GGUX'"),

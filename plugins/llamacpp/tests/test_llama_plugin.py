@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from themis_core.contracts import Backend
 from themis_llamacpp.plugin import themis_backends
 from themis_llamacpp.settings import LlamaCppSettings
-from themis_tiny_model import path
-
 from themis_testkit import BackendConformance
+from themis_tiny_model import path
 
 
 def test_describing_the_engine_does_not_import_it() -> None:

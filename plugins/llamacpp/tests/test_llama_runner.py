@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 pytest.importorskip("llama_cpp")
 
 from themis_core.errors import BackendFailed, ModelLoadFailed
+from themis_engine import Batch, Logits
 from themis_llamacpp.runner import LlamaRunner
 from themis_llamacpp.settings import LlamaCppSettings
+from themis_llamacpp.tokenizer import LlamaTokenizer
 from themis_tiny_model import path
-
-from themis_engine import Batch, Logits
 
 TEXT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -161,9 +161,6 @@ def test_the_batch_must_hold_a_token_of_each_sequence() -> None:
         settings(parallel=64, batch_size=32)
 
 
-TOKENIZER = None
-
-
 @given(st.text(max_size=60))
 def test_text_survives_tokenising(text: str) -> None:
     tokenizer = _tokenizer()
@@ -192,7 +189,7 @@ def test_tool_call_marks_are_text() -> None:
 _made: list[LlamaRunner] = []
 
 
-def _tokenizer():  # type: ignore[no-untyped-def]
+def _tokenizer() -> LlamaTokenizer:
     if not _made:
         _made.append(LlamaRunner(settings()))
     return _made[0].tokenizer

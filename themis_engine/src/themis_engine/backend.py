@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Annotated
 
 import msgspec
+
 from themis_core.errors import (
     AdapterNotFound,
     BackendClosed,
@@ -32,7 +33,6 @@ from themis_core.messages import (
     GenerateRequest,
     ModelInfo,
 )
-
 from themis_engine.chat import ChatTemplate
 from themis_engine.crossing import Crossing, EventStream
 from themis_engine.loop import EngineLoop
@@ -199,9 +199,15 @@ class EngineBackend:
             )
         else:
             text = self._template.render(prompt, request.tools if request else ())
-        if len(text) <= _INLINE_CHARACTERS:
-            return tokenizer.encode(text, parse_special=special)
-        return await asyncio.to_thread(tokenizer.encode, text, parse_special=special)
+        try:
+            if len(text) <= _INLINE_CHARACTERS:
+                return tokenizer.encode(text, parse_special=special)
+            return await asyncio.to_thread(tokenizer.encode, text, parse_special=special)
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"The prompt is no valid text: {error.reason} at character {error.start}.",
+                field="prompt",
+            ) from error
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
         """Not yet possible with a `ModelRunner`."""
@@ -276,6 +282,7 @@ def _describe(runner: ModelRunner, backend: str, *, chat: bool) -> ModelInfo:
         description=info.description,
         capabilities=Capabilities(
             tokenize=True,
+            batch_invariant=info.batch_invariant,
             request_fields=_FIELDS | {"messages"} if chat else _FIELDS,
         ),
     )

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from themis_core.errors import InvalidRequest, ModelFileInvalid
 from themis_core.messages import ChatMessage, Tool
 

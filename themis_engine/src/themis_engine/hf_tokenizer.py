@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+
 from themis_core.errors import InvalidRequest, ModelFileInvalid
 
 _REMEDY = "Download the model's directory again, with its tokenizer files."

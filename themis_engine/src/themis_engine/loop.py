@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from themis_core.errors import BackendClosed, BackendFailed, ThemisError
 from themis_core.messages import BackendStats
-
 from themis_engine.crossing import Crossing
 from themis_engine.runner import ModelRunner
 from themis_engine.sequence import Sequence

@@ -22,7 +22,8 @@ class RunnerInfo:
 
     `kv_capacity` is shared by all sequences; a copied prefix counts once where `shares_kv` is
     true. `max_sequences` bounds the sequence ids: 0 … max_sequences-1. `max_batch` bounds the
-    positions of one `forward`.
+    positions of one `forward`. `batch_invariant` means that a row's logits are the same to the
+    last bit whatever else is in the batch.
     """
 
     vocab_size: int
@@ -31,6 +32,7 @@ class RunnerInfo:
     kv_capacity: int
     max_batch: int
     shares_kv: bool = False
+    batch_invariant: bool = True
     parameters: int = 0
     size_bytes: int = 0
     description: str = ""

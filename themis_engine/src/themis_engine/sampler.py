@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from themis_core.messages import SamplingParams
 
+from themis_core.messages import SamplingParams
 from themis_engine.runner import Logits
 from themis_engine.sequence import Sequence
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from themis_core.messages import GenerateRequest, SamplingParams
-
 from themis_engine.crossing import EventStream
 from themis_engine.text import TextStream
 

@@ -17,7 +17,6 @@ from themis_core.messages import (
     TokenLogprob,
     Usage,
 )
-
 from themis_engine.crossing import Crossing
 from themis_engine.runner import ModelRunner
 from themis_engine.sampler import InvalidLogits, Sampled, Sampler
@@ -67,6 +66,7 @@ class Stepper:
         if not sequence.closed:
             self._counters.cancelled += 1
             self._close(sequence)
+            self._free_evicted()
 
     def fail_all(self, error: ThemisError) -> None:
         """End every sequence with this error."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from themis_core.errors import ModelLoadFailed
-
 from themis_llamacpp import gguf_header, log
 from themis_llamacpp.native import initialise, lib
 from themis_llamacpp.settings import LlamaCppSettings

@@ -6,13 +6,14 @@ drops options; so the names and fields that are needed are checked when this is 
 
 from __future__ import annotations
 
+import importlib
 import threading
 from typing import Any
 
-import llama_cpp.llama_cpp as lib
 from themis_core.errors import ModelLoadFailed
-
 from themis_llamacpp import log
+
+lib: Any = importlib.import_module("llama_cpp.llama_cpp")
 
 _FUNCTIONS = (
     "llama_backend_init",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from themis_core.hooks import BackendPlugin, hookimpl
-
 from themis_llamacpp.settings import LlamaCppSettings
 
 

@@ -6,8 +6,8 @@ import ctypes
 from typing import Any
 
 import numpy as np
-from themis_core.errors import BackendFailed
 
+from themis_core.errors import BackendFailed
 from themis_engine import Batch, Logits, RunnerInfo
 from themis_llamacpp import log
 from themis_llamacpp.loading import load_model, make_context
@@ -28,8 +28,8 @@ class LlamaRunner:
     def __init__(self, settings: LlamaCppSettings) -> None:
         self._model = load_model(settings)
         self._context: Any = None
+        self.tokenizer = LlamaTokenizer(self._model)
         try:
-            self.tokenizer = LlamaTokenizer(self._model)
             self._context = make_context(self._model, settings)
             self._memory = lib.llama_get_memory(self._context)
             self._split = not settings.kv_unified
@@ -79,6 +79,7 @@ class LlamaRunner:
 
     def close(self) -> None:
         """Free context and model. Calling it again does nothing."""
+        self.tokenizer.close()
         context, self._context = self._context, None
         model, self._model = self._model, None
         if context:
@@ -103,6 +104,7 @@ class LlamaRunner:
             kv_capacity=lib.llama_n_ctx(self._context),
             max_batch=settings.batch_size,
             shares_kv=settings.kv_unified,
+            batch_invariant=False,  # Its kernels differ with the shape of the batch.
             parameters=lib.llama_model_n_params(self._model),
             size_bytes=lib.llama_model_size(self._model),
             description=buffer.value.decode("utf-8", "replace"),

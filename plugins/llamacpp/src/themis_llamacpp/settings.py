@@ -9,6 +9,8 @@ from msgspec import Meta
 
 MAX_PARALLEL = 256  # llama.cpp's LLAMA_MAX_SEQ
 
+Tokens = Annotated[int, Meta(ge=8)]
+Count = Annotated[int, Meta(ge=1)]
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
@@ -16,25 +18,15 @@ class LlamaCppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """One GGUF model."""
 
     path: Annotated[str, Meta(min_length=1, description="The GGUF file.")]
-    context: (
-        Annotated[
-            int, Meta(ge=8, description="Most tokens of one sequence; default: as it was trained.")
-        ]
-        | None
-    ) = None
+    context: Annotated[
+        Tokens | None, Meta(description="Most tokens of one sequence; default: as trained.")
+    ] = None
     parallel: Annotated[
         int, Meta(ge=1, le=MAX_PARALLEL, description="Most sequences computed at once.")
     ] = 16
-    kv_tokens: (
-        Annotated[
-            int,
-            Meta(
-                ge=8,
-                description="KV cache over all sequences; default: 4 contexts, if parallel >= 4.",
-            ),
-        ]
-        | None
-    ) = None
+    kv_tokens: Annotated[
+        Tokens | None, Meta(description="KV cache over all sequences; default: 4 contexts.")
+    ] = None
     kv_unified: Annotated[
         bool,
         Meta(
@@ -43,10 +35,9 @@ class LlamaCppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         ),
     ] = True
     kv_type: Annotated[KvType, Meta(description="How the KV cache is stored.")] = "f16"
-    threads: (
-        Annotated[int, Meta(ge=1, description="Threads of the computation; default: by the cores.")]
-        | None
-    ) = None
+    threads: Annotated[
+        Count | None, Meta(description="Threads of the computation; default: by the cores.")
+    ] = None
     batch_size: Annotated[
         int, Meta(ge=1, description="Most tokens computed in one step (n_batch).")
     ] = 512
@@ -56,7 +47,7 @@ class LlamaCppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     prefill_chunk: Annotated[
         int, Meta(ge=1, description="Most prompt tokens in a step in which others decode.")
     ] = 256
-    gpu_layers: Annotated[int, Meta(ge=-1, description="Layers kept on the GPU; -1 for all.")] = 0
+    gpu_layers: Annotated[int, Meta(ge=-1, description="Layers on the GPU; -1 for all.")] = 0
     flash_attention: Annotated[
         Literal["auto", "on", "off"], Meta(description="Use flash attention.")
     ] = "auto"

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from themis_core.errors import BackendClosed
 from themis_llamacpp.native import lib
 
 
 class LlamaTokenizer:
-    """A `Tokenizer`. Only reads the model's vocabulary, so any thread may use it."""
+    """A `Tokenizer`. Only reads the model's vocabulary, so any thread may use it.
+
+    `close` must be called before the model is freed: it waits for those who are still reading.
+    """
 
     def __init__(self, model: Any) -> None:
         self._vocab = lib.llama_model_get_vocab(model)
         self.vocab_size: int = lib.llama_vocab_n_tokens(self._vocab)
+        self._readers = 0
+        self._closed = False
+        self._changed = threading.Condition()
         self._pieces: list[bytes | None] = [None] * self.vocab_size
         self._end_tokens = frozenset(
             token for token in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, token)
@@ -44,12 +54,15 @@ class LlamaTokenizer:
         # A template may have written the start token already.
         add = not (parse_special and self._bos and text.startswith(self._bos))
         size = len(data) + 8
-        while True:
-            ids = (ctypes.c_int * size)()
-            count = lib.llama_tokenize(self._vocab, data, len(data), ids, size, add, parse_special)
-            if count >= 0:
-                return ids[:count]
-            size = -count  # That many are needed.
+        with self._reading():
+            while True:
+                ids = (ctypes.c_int * size)()
+                count = lib.llama_tokenize(
+                    self._vocab, data, len(data), ids, size, add, parse_special
+                )
+                if count >= 0:
+                    return ids[:count]
+                size = -count  # That many are needed.
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token; none for control tokens."""
@@ -61,12 +74,32 @@ class LlamaTokenizer:
 
     def _piece(self, token_id: int) -> bytes:
         size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = lib.llama_token_to_piece(self._vocab, token_id, buffer, size, 0, False)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count
+        with self._reading():
+            while True:
+                buffer = ctypes.create_string_buffer(size)
+                count = lib.llama_token_to_piece(self._vocab, token_id, buffer, size, 0, False)
+                if count >= 0:
+                    return buffer.raw[:count]
+                size = -count
+
+    def close(self) -> None:
+        """Refuse new readers and wait for the others; then the vocabulary may be freed."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._readers == 0)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._changed:
+            if self._closed:
+                raise BackendClosed("The model has been closed.", plugin="llamacpp")
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
 
     def _text(self, token_id: int) -> str:
         if token_id < 0:

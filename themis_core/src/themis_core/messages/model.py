@@ -35,7 +35,9 @@ OPTIONAL_FIELDS = frozenset(
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What a backend can do. `request_fields` is a subset of `OPTIONAL_FIELDS`.
 
-    `deterministic` means that greedy output is the same on each run.
+    `deterministic` means that greedy output is the same on each run. `batch_invariant` means that
+    it, and sampled output with a seed, does not depend in the last bit on what else is computed:
+    without it, a token can change where two are almost equally probable.
     """
 
     generate: bool = True
@@ -43,6 +45,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     tokenize: bool = False
     adapters: bool = False
     deterministic: bool = True
+    batch_invariant: bool = True
     request_fields: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

@@ -42,7 +42,8 @@ class CompanyChecks(ConformanceBase):
         ]
         alone = [await _answer(backend, request) for request in requests]
         together = await asyncio.gather(*(_answer(backend, request) for request in requests))
-        assert together == alone
+        same = sum(answer == other for answer, other in zip(together, alone, strict=True))
+        assert same >= self.sampled_agreement * len(alone)
 
     @on_backend
     async def test_lengths_and_stops_of_neighbours_do_not_mix(self, backend: Backend) -> None:
