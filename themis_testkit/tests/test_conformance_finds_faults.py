@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 import themis_tiny_model
 from themis_core.errors import ThemisError
 from themis_core.messages import (
@@ -25,10 +26,9 @@ from themis_core.messages import (
     SamplingParams,
     Started,
 )
-from themis_testkit.reference.runner import ReferenceRunner
-
 from themis_engine import EngineBackend
 from themis_testkit import BackendConformance
+from themis_testkit.reference.runner import ReferenceRunner
 
 replace = msgspec.structs.replace
 DEFAULTS = SamplingParams()

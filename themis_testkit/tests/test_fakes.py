@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from themis_core.contracts import Cache, Quota, Validator
 from themis_core.errors import (
     BackendClosed,
@@ -26,13 +27,12 @@ from themis_core.messages import (
     Started,
     Usage,
 )
+from themis_testkit import FakeCache, FakeQuota, FakeValidator, Hold, ScriptedBackend
 from themis_testkit.conformance import BackendFactory
 from themis_testkit.conformance.cancelling import CancellationChecks
 from themis_testkit.conformance.lifecycle import LifecycleChecks
 from themis_testkit.conformance.statistics import StatisticsChecks
 from themis_testkit.fakes import say
-
-from themis_testkit import FakeCache, FakeQuota, FakeValidator, Hold, ScriptedBackend
 
 REQUEST = GenerateRequest(prompt="Hello")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from themis_core.errors import ModelFileInvalid
 from themis_testkit.reference.llama import NumpyLlama, attention
 

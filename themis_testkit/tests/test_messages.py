@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from themis_core.messages import (
     OPTIONAL_FIELDS,
     BackendStats,
@@ -26,7 +27,6 @@ from themis_core.messages import (
     SamplingParams,
     Started,
 )
-
 from themis_testkit import strategies
 
 CODECS = [msgspec.json, msgspec.msgpack]

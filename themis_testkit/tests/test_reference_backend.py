@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 import themis_tiny_model
+from themis_testkit import BackendConformance
 from themis_testkit.conformance import BackendFactory
 from themis_testkit.plugin import ReferenceSettings
 from themis_testkit.reference.backend import create
-
-from themis_testkit import BackendConformance
 
 
 class TestReference(BackendConformance):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 import themis_tiny_model
 from themis_core.errors import BackendFailed
-from themis_testkit.reference.runner import ReferenceRunner
-
 from themis_engine import Batch, Logits, ModelRunner
+from themis_testkit.reference.runner import ReferenceRunner
 
 FIRST, SECOND = [20, 21, 22, 23, 24, 25], [90, 91, 92]
 

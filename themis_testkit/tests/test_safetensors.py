@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from themis_core.errors import ModelFileInvalid
 from themis_testkit.reference.safetensors import read_safetensors
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import pytest
+
 from themis_echo.backend import EchoBackend
 from themis_echo.settings import EchoSettings
-from themis_testkit.conformance import BackendFactory
-
 from themis_testkit import BackendConformance
+from themis_testkit.conformance import BackendFactory
 
 
 class TestEcho(BackendConformance):

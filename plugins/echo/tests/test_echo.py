@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from themis_core.errors import InvalidRequest
 from themis_core.messages import ChatMessage, Delta, Finished, GenerateRequest, SamplingParams
 from themis_echo.answer import decode, encode, make_answer

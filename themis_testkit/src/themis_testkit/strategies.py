@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from hypothesis import strategies as st
+
 from themis_core.messages import (
     AdapterWeight,
     ChatMessage,

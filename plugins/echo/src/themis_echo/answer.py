@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import msgspec
+
 from themis_core.messages import Delta, Finished
 
 END = 0

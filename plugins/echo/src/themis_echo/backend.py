@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import NoReturn
 
 import msgspec
+
 from themis_core.errors import (
     AdapterNotFound,
     BackendClosed,
@@ -30,7 +31,6 @@ from themis_core.messages import (
     Started,
     Usage,
 )
-
 from themis_echo.answer import END, VOCABULARY, Answer, decode, encode, make_answer
 from themis_echo.settings import EchoSettings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from themis_core.hooks import BackendPlugin, hookimpl
-
 from themis_echo.settings import EchoSettings
 
 

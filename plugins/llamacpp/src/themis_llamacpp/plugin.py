@@ -1,20 +1,19 @@
-"""What the plugin offers. Importing this imports no llama.cpp."""
+"""What this distribution offers to Themis. Importing it must not import llama.cpp."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from themis_core.hooks import BackendPlugin, hookimpl
+
 from themis_llamacpp.settings import LlamaCppSettings
 
 
 @hookimpl
-def themis_backends() -> Sequence[BackendPlugin]:
-    """The backend `llamacpp`."""
+def themis_backends() -> list[BackendPlugin]:
+    """One backend, `llamacpp`."""
     return [
         BackendPlugin(
             name="llamacpp",
-            help="GGUF models on llama.cpp, with continuous batching.",
+            help="Runs GGUF models with llama.cpp, on the CPU or a GPU, many requests at once.",
             settings=LlamaCppSettings,
             factory="themis_llamacpp.backend:create",
         )

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from themis_core.contracts import Backend
 from themis_core.messages import ChatMessage, Delta, Done, Finished, GenerateRequest, Started
-
 from themis_testkit.conformance.base import (
     ConformanceBase,
     collect,

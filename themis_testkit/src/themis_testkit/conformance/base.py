@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any, ClassVar
 
 import pytest
+
 from themis_core.contracts import Backend
 from themis_core.messages import (
     Choice,

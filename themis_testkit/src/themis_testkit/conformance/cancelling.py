@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 
 import pytest
-from themis_core.contracts import Backend
 
+from themis_core.contracts import Backend
 from themis_testkit.conformance.base import (
     ConformanceBase,
     begin,

@@ -6,7 +6,6 @@ import asyncio
 
 from themis_core.contracts import Backend
 from themis_core.messages import Choice, GenerateRequest
-
 from themis_testkit.conformance.base import (
     ConformanceBase,
     begin,

@@ -6,10 +6,10 @@ import math
 
 import msgspec
 import pytest
+
 from themis_core.contracts import Backend
 from themis_core.errors import AdapterNotFound, UnsupportedField
 from themis_core.messages import AdapterWeight, Constraint, EmbedRequest
-
 from themis_testkit.conformance.base import ConformanceBase, complete, idle, need, on_backend
 
 

@@ -9,10 +9,10 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from themis_core.contracts import Backend
 from themis_core.errors import BackendClosed, ModelFileInvalid, ModelLoadFailed, ThemisError
 from themis_core.messages import Delta, GenerateRequest, SamplingParams
-
 from themis_testkit.conformance.base import (
     BackendFactory,
     ConformanceBase,

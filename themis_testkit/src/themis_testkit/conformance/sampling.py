@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import pytest
-from themis_core.contracts import Backend
 
+from themis_core.contracts import Backend
 from themis_testkit.conformance.base import ConformanceBase, complete, fields, need, on_backend
 
 _EPSILON = 1e-3

@@ -7,7 +7,6 @@ import itertools
 
 from themis_core.contracts import Backend
 from themis_core.messages import BackendStats
-
 from themis_testkit.conformance.base import (
     ConformanceBase,
     begin,

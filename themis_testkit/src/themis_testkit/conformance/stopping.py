@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+
 from themis_core.contracts import Backend
 from themis_core.errors import DeadlineExceeded
-
 from themis_testkit.conformance.base import ConformanceBase, complete, idle, need, on_backend
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import NoReturn
 
 import msgspec
+
 from themis_core.errors import (
     AdapterNotFound,
     BackendClosed,

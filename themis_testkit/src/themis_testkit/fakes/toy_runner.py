@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-from themis_core.errors import BackendFailed
 
+from themis_core.errors import BackendFailed
 from themis_engine import Batch, Logits, RunnerInfo
 
 VOCAB = 64

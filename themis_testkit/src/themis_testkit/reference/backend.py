@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 from themis_core.contracts import Backend
-
 from themis_engine import EngineBackend
 from themis_testkit.plugin import ReferenceSettings
 from themis_testkit.reference.runner import ReferenceRunner

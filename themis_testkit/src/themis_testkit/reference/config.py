@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from themis_core.errors import ModelFileInvalid
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from themis_core.errors import ModelFileInvalid
 
+from themis_core.errors import ModelFileInvalid
 from themis_testkit.reference.config import LlamaConfig, read_config
 from themis_testkit.reference.safetensors import Array, read_safetensors
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from themis_core.errors import BackendFailed
-from themis_engine.hf_tokenizer import HfTokenizer
 
+from themis_core.errors import BackendFailed
 from themis_engine import Batch, Logits, RunnerInfo
+from themis_engine.hf_tokenizer import HfTokenizer
 from themis_testkit.reference.llama import KVCache, NumpyLlama
 
 _MAX_BATCH = 512

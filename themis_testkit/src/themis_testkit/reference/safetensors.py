@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
 from themis_core.errors import ModelFileInvalid
 
 Array = npt.NDArray[np.float32]
