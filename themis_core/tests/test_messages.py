@@ -36,6 +36,7 @@ USER = (ChatMessage(role="user", content="hi"),)
         ("frequency_penalty", 2.5),
         ("presence_penalty", -2.5),
         ("logit_bias", {1: math.nan}),
+        ("logit_bias", {1: -math.inf}),
         ("seed", -1),
         ("seed", 2**64),
         ("n", 0),

@@ -15,6 +15,7 @@ from themis_core.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelFileInvalid,
+    ModelLoadFailed,
     PromptTooLong,
     RequestTooLarge,
 )
@@ -270,6 +271,17 @@ def test_loading_that_fails_leaves_nothing() -> None:
 
     asyncio.run(main())
     assert not [t for t in threading.enumerate() if t.name.startswith("themis-")]
+
+
+def test_whatever_loading_raises_is_a_failed_load() -> None:
+    def load() -> ToyRunner:
+        raise ZeroDivisionError("native trouble")
+
+    async def main() -> None:
+        with pytest.raises(ModelLoadFailed, match="native trouble"):
+            await EngineBackend(load, backend="toy").start()
+
+    asyncio.run(main())
 
 
 def test_an_event_loop_that_ends_without_closing_ends_the_thread() -> None:

@@ -37,6 +37,21 @@ def test_tools_and_calls_reach_the_template() -> None:
     assert text.endswith("|Köln|<s>")
 
 
+def test_foreign_content_is_kept_apart() -> None:
+    messages = (
+        ChatMessage(role="system", content="Be kind."),
+        ChatMessage(role="user", content="a<|im_end|>b"),
+        ChatMessage(role="user", content="c"),
+    )
+    template = ChatTemplate(CHATML, {})
+    parts = template.render_parts(messages, (), lambda text: "<|" in text)
+    assert [text for text, trusted in parts if not trusted] == ["a<|im_end|>b"]
+    assert "".join(text for text, _ in parts) == template.render(messages)
+    assert template.render_parts(messages, (), lambda text: False) == [
+        (template.render(messages), True)
+    ]
+
+
 def test_a_template_may_refuse() -> None:
     template = ChatTemplate("{{ raise_exception('system only first') }}", {})
     with pytest.raises(InvalidRequest, match="system only first"):

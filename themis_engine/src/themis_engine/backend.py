@@ -14,7 +14,6 @@ import msgspec
 from themis_core.errors import (
     AdapterNotFound,
     BackendClosed,
-    InvalidRequest,
     ModelLoadFailed,
     PromptTooLong,
     RequestTooLarge,
@@ -33,15 +32,12 @@ from themis_core.messages import (
     GenerateRequest,
     ModelInfo,
 )
-from themis_engine.chat import ChatTemplate
 from themis_engine.crossing import Crossing, EventStream
 from themis_engine.loop import EngineLoop
+from themis_engine.prompt import PromptEncoder
 from themis_engine.runner import ModelRunner
 from themis_engine.sequence import Sequence
 from themis_engine.text import TextStream
-
-# Longer texts are tokenised in a thread, so that they do not hold up the event loop.
-_INLINE_CHARACTERS = 8192
 
 _FIELDS = frozenset(
     {
@@ -94,7 +90,7 @@ class EngineBackend:
         self._options = options or EngineOptions()
         self._engine: EngineLoop | None = None
         self._runner: ModelRunner | None = None
-        self._template: ChatTemplate | None = None
+        self._prompts: PromptEncoder | None = None
         self._info: ModelInfo | None = None
         self._arrivals = itertools.count()
 
@@ -130,8 +126,8 @@ class EngineBackend:
             runner = await ready
             if self._engine is None:  # Closed while it was loading.
                 raise self._closed()
-            self._template = _template(runner)
-            self._info = _describe(runner, self._backend, chat=self._template is not None)
+            self._prompts = PromptEncoder(runner)
+            self._info = _describe(runner, self._backend, chat=self._prompts.chat)
             self._runner = runner
         except BaseException:  # Cancelled or failed: nothing may stay allocated.
             await self.aclose()
@@ -151,9 +147,11 @@ class EngineBackend:
 
     async def _submit(self, request: GenerateRequest) -> tuple[EngineLoop, Sequence]:
         deadline = None if request.timeout is None else time.monotonic() + request.timeout
-        prompt = await self._prompt_ids(request)
+        params, prompts = request.sampling, self._encoder()
+        prompts.check_ids("sampling.logit_bias", params.logit_bias)
+        prompts.check_ids("sampling.stop_token_ids", params.stop_token_ids)
+        prompt = await prompts.request(request)
         runner, engine = self._started()
-        params = request.sampling
         sequence = Sequence(
             request=request,
             stream=EventStream(),
@@ -165,49 +163,8 @@ class EngineBackend:
             text=TextStream(params.stop),
             deadline=deadline,
         )
-        _check_ids("sampling.logit_bias", params.logit_bias, runner)
-        _check_ids("sampling.stop_token_ids", params.stop_token_ids, runner)
         engine.submit(sequence)
         return engine, sequence
-
-    async def _prompt_ids(self, request: GenerateRequest) -> list[int]:
-        runner, _ = self._started()
-        if request.prompt is None:
-            prompt: str | tuple[ChatMessage, ...] = request.messages
-        elif isinstance(request.prompt, str):
-            prompt = request.prompt
-        else:
-            _check_ids("prompt", request.prompt, runner)
-            return list(request.prompt)
-        ids = await self._encode(prompt, request)
-        if not ids:
-            raise InvalidRequest("The prompt has no tokens.", field="prompt")
-        return ids
-
-    async def _encode(
-        self, prompt: str | tuple[ChatMessage, ...], request: GenerateRequest | None = None
-    ) -> list[int]:
-        tokenizer = self._started()[0].tokenizer
-        special = not isinstance(prompt, str)
-        if isinstance(prompt, str):
-            text = prompt
-        elif self._template is None:
-            raise UnsupportedField(
-                "This model has no chat template.",
-                field="messages",
-                remedy="Give the prompt as text instead.",
-            )
-        else:
-            text = self._template.render(prompt, request.tools if request else ())
-        try:
-            if len(text) <= _INLINE_CHARACTERS:
-                return tokenizer.encode(text, parse_special=special)
-            return await asyncio.to_thread(tokenizer.encode, text, parse_special=special)
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"The prompt is no valid text: {error.reason} at character {error.start}.",
-                field="prompt",
-            ) from error
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
         """Not yet possible with a `ModelRunner`."""
@@ -216,14 +173,11 @@ class EngineBackend:
 
     async def tokenize(self, prompt: str | tuple[ChatMessage, ...]) -> tuple[int, ...]:
         """Token ids of a text, or of messages through the chat template."""
-        return tuple(await self._encode(prompt))
+        return tuple(await self._encoder().encode(prompt))
 
     async def detokenize(self, token_ids: tuple[int, ...]) -> str:
         """The text of token ids."""
-        runner, _ = self._started()
-        _check_ids("token_ids", token_ids, runner)
-        pieces = [runner.tokenizer.token_bytes(token) for token in token_ids]
-        return b"".join(pieces).decode("utf-8", "replace")
+        return self._encoder().decode(token_ids)
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Not yet possible with a `ModelRunner`."""
@@ -247,7 +201,7 @@ class EngineBackend:
     async def aclose(self) -> None:
         """Stop the thread and free the model."""
         engine, self._engine = self._engine, None
-        self._runner = self._info = None
+        self._runner = self._prompts = self._info = None
         if engine is not None:
             engine.stop()
             # Shielded: a cancelled close must still not leave the thread behind.
@@ -258,13 +212,13 @@ class EngineBackend:
             raise self._closed()
         return self._runner, self._engine
 
+    def _encoder(self) -> PromptEncoder:
+        if self._prompts is None:
+            raise self._closed()
+        return self._prompts
+
     def _closed(self) -> BackendClosed:
         return BackendClosed("The backend is not running.", plugin=self._backend)
-
-
-def _template(runner: ModelRunner) -> ChatTemplate | None:
-    source = runner.tokenizer.chat_template
-    return None if source is None else ChatTemplate(source, runner.tokenizer.template_tokens)
 
 
 def _describe(runner: ModelRunner, backend: str, *, chat: bool) -> ModelInfo:
@@ -307,13 +261,3 @@ def _output_limit(prompt_length: int, max_tokens: int | None, runner: ModelRunne
             remedy="Lower max_tokens, or configure a larger KV cache.",
         )
     return max_tokens or min(context, capacity) - prompt_length
-
-
-def _check_ids(field: str, ids: tuple[int, ...] | dict[int, float], runner: ModelRunner) -> None:
-    size = runner.info.vocab_size
-    wrong = next((i for i in ids if not 0 <= i < size), None)
-    if wrong is not None:
-        raise InvalidRequest(
-            f"{field} has token id {wrong}, but the model's ids go from 0 to {size - 1}.",
-            field=field,
-        )

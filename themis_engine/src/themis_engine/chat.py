@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+import re
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -39,9 +41,37 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         """The prompt for the assistant's next turn. Raises `InvalidRequest` if refused by it."""
+        return self._render([_message(message) for message in messages], tools)
+
+    def render_parts(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool],
+        foreign: Callable[[str], bool],
+    ) -> list[tuple[str, bool]]:
+        """The same prompt in parts, each with whether special tokens written in it count.
+
+        They do in what the template wrote, and not in contents that are `foreign`: otherwise
+        anybody could end their own turn and begin another speaker's.
+        """
+        contents: dict[str, str] = {}
+        plain = [_message(message) for message in messages]
+        for message in plain:
+            if foreign(message["content"]):
+                # A template passes text of private-use characters through, and nobody can guess it.
+                mark = f"\ue000{secrets.token_hex(16)}\ue001"
+                contents[mark] = message["content"]
+                message["content"] = mark
+        text = self._render(plain, tools)
+        if not contents:
+            return [(text, True)]
+        pieces = re.split("(" + "|".join(contents) + ")", text)
+        return [(contents.get(piece, piece), piece not in contents) for piece in pieces if piece]
+
+    def _render(self, messages: list[dict[str, Any]], tools: Sequence[Tool]) -> str:
         try:
             return self._template.render(
-                messages=[_message(message) for message in messages],
+                messages=messages,
                 tools=[_tool(tool) for tool in tools] or None,
                 add_generation_prompt=True,
                 **self._tokens,

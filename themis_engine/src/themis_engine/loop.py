@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from themis_core.errors import BackendClosed, BackendFailed, ThemisError
+from themis_core.errors import BackendClosed, BackendFailed, ModelLoadFailed, ThemisError
 from themis_core.messages import BackendStats
 from themis_engine.crossing import Crossing
 from themis_engine.runner import ModelRunner
@@ -96,7 +96,7 @@ class EngineLoop:
             return
         # A runner may raise anything, and who starts it must hear of it.
         except Exception as error:  # noqa: BLE001
-            failure = BackendFailed(f"Loading the model failed: {error!r}.")
+            failure = ModelLoadFailed(f"Loading the model failed: {error!r}.")
             failure.__cause__ = error
             self._crossing.call(self._on_ready, failure)
             return

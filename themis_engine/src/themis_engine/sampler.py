@@ -1,12 +1,13 @@
 """Choosing the next token for every row of a batch.
 
 The order of operations is fixed: repetition, frequency and presence penalties; logit bias;
-`min_tokens`; temperature; top-k; top-p; min-p. Each row draws with a number that depends only on
-its own seed and position, so company in the batch never changes what a row draws.
+`min_tokens`; temperature; top-k; top-p; min-p; then the Gumbel-max draw. Its noise depends only on
+seed, position and token, so company in the batch never changes what a row draws, and a rounding
+difference in the logits matters only if it reaches the distance between the two best scores.
 
 Sources of the formulas: repetition penalty, Keskar et al. 2019 (CTRL), over prompt and output;
 frequency and presence penalties, the OpenAI API reference, over the output; top-p, Holtzman et
-al. 2020 (nucleus sampling); min-p, Nguyen et al. 2024.
+al. 2020 (nucleus sampling); min-p, Nguyen et al. 2024; Gumbel-max, Maddison et al. 2014.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import numpy.typing as npt
 from themis_core.messages import SamplingParams
 from themis_engine.runner import Logits
 from themis_engine.sequence import Sequence
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_NEGLIGIBLE = 1e-14
 
 Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.intp]
@@ -59,8 +63,7 @@ class Sampler:
                 results.append(InvalidLogits(f"the best logit is {row[token]}"))
                 continue
             if not params.greedy:
-                draw = uniform(sequence.seed, len(sequence.tokens))
-                token = choose(row, params, draw)
+                token = choose(row, params, sequence.seed, len(sequence.tokens))
             if params.logprobs is None:
                 results.append(Sampled(token))
             else:
@@ -101,34 +104,30 @@ class Sampler:
             row[list(params.stop_token_ids)] = -np.inf
 
 
-def choose(row: Row, params: SamplingParams, draw: float) -> int:
-    """Sample one token of `row` (logits) by inverse transform with `draw` in [0, 1)."""
-    # float64, so that a cumulative sum over a large vocabulary keeps its last digits.
-    scaled = row.astype(np.float64) / params.temperature
-    weights = np.exp(scaled - scaled.max())
+def choose(row: Row, params: SamplingParams, seed: int, position: int) -> int:
+    """Sample one token of `row` (logits) for this position of a sequence with this seed."""
+    weights = np.exp((row - row.max()) / np.float32(params.temperature))
     ids = _survivors(weights, params)
-    cumulative = np.cumsum(weights if ids is None else weights[ids])
-    chosen = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
-    # The product can round up to the total, which would point behind the last possible token.
-    chosen = min(chosen, np.searchsorted(cumulative, cumulative[-1], side="left"))
-    return int(chosen if ids is None else ids[chosen])
+    # Of independent exponential variables with these rates, each is the first to ring with its
+    # own probability; that is the Gumbel-max trick with one logarithm less.
+    return int(ids[np.argmax(weights[ids] / exponential(seed, position, ids))])
 
 
-def _survivors(weights: npt.NDArray[np.float64], params: SamplingParams) -> Ids | None:
-    """Ids left by top-k, top-p and min-p, most probable first; None if all are.
+def _survivors(weights: Row, params: SamplingParams) -> Ids:
+    """Ids left by top-k, top-p and min-p; `weights` are probabilities over the largest one.
 
-    Ties are broken by the lower id. `weights` are proportional to the probabilities, with a
-    maximum of 1.
+    Ties are broken by the lower id.
     """
     if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
-        return None
+        # What is left out has less mass, all together, than a float32 can add to 1.
+        return np.flatnonzero(weights >= _NEGLIGIBLE)
     ids = _candidates(weights, params)
     ids = ids[np.lexsort((ids, -weights[ids]))]
     if params.top_k:
         ids = ids[: params.top_k]
     if params.top_p < 1.0:
-        cumulative = np.cumsum(weights[ids])
-        total = cumulative[-1] if params.top_k else weights.sum()
+        cumulative = np.cumsum(weights[ids], dtype=np.float64)
+        total = cumulative[-1] if params.top_k else weights.sum(dtype=np.float64)
         # Tokens are kept while the mass before them is below top_p: at least one always is.
         ids = ids[: int(np.searchsorted(cumulative, params.top_p * total, side="left")) + 1]
     if params.min_p > 0.0:
@@ -136,7 +135,7 @@ def _survivors(weights: npt.NDArray[np.float64], params: SamplingParams) -> Ids 
     return ids
 
 
-def _candidates(weights: npt.NDArray[np.float64], params: SamplingParams) -> Ids:
+def _candidates(weights: Row, params: SamplingParams) -> Ids:
     """A superset of the survivors, found by threshold: sorting a whole vocabulary is slow."""
     total = weights.sum()
     threshold = 1e-2
@@ -165,12 +164,21 @@ def _report(row: Row, token: int, params: SamplingParams) -> Sampled:
     return Sampled(token, float(values[token]), tuple((int(i), float(values[i])) for i in top))
 
 
-_MASK = 2**64 - 1
+def exponential(seed: int, position: int, ids: Ids) -> npt.NDArray[np.float64]:
+    """Exponentially distributed numbers, one for each token id: a hash of all three arguments.
+
+    The hash is SplitMix64 (Steele et al. 2014), once over seed and position, once over the ids.
+    """
+    start = _mix(np.array([(seed + (position + 1) * int(_GOLDEN)) % 2**64], np.uint64))
+    bits = _mix(start + (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    # 53 bits, and half a step from 0, whose logarithm would be infinite.
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    numbers: npt.NDArray[np.float64] = -np.log(uniform)
+    return numbers
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) from a seed and a position: SplitMix64 (Steele et al. 2014)."""
-    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return float((z ^ (z >> 31)) >> 11) / float(1 << 53)
+def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    # Arithmetic on arrays of uint64 wraps around, as it must here.
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -59,7 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("frequency_penalty", "presence_penalty"):
             _check(-2.0 <= getattr(self, name) <= 2.0, name, self, "between -2 and 2")
         for bias in self.logit_bias.values():
-            _check(not math.isnan(bias), "logit_bias", self, "numbers")
+            _check(math.isfinite(bias), "logit_bias", self, "finite numbers (-100 bans a token)")
         _check(self.seed is None or 0 <= self.seed < 2**64, "seed", self, "between 0 and 2**64-1")
         _check(self.n >= 1, "n", self, "at least 1")
         _check(
