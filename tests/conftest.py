@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("llama_cpp")
     folder = tmp_path_factory.mktemp("server")
     (folder / "themis.toml").write_text(
-        '[models.tiny]\nsource = "tiny"\nbackend = "llamacpp"\nthreads = 2\nparallel = 16\n'
+        '[models.tiny]\nsource = "tiny"\nbackend = "llamacpp"\nthreads = 1\nparallel = 16\n'
     )
     with serving(folder) as url:
         yield url

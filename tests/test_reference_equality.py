@@ -29,7 +29,9 @@ def runtime(backend: str) -> Runtime:
     registry = Registry()
     model = registry.find("models", "tiny", BundledModel)
     plugin = registry.find("backends", backend, BackendPlugin)
-    settings = plugin.settings(**model.backends[backend])
+    # One thread: with more, llama.cpp's barriers collapse on a busy machine.
+    threads = {"threads": 1} if backend == "llamacpp" else {}
+    settings = plugin.settings(**model.backends[backend], **threads)
 
     def load() -> Backend:
         made: Backend = make(plugin, settings)

@@ -39,5 +39,5 @@ class TestLlamaCpp(BackendConformance):
         pytest.importorskip("llama_cpp")
         from themis_llamacpp.backend import create
 
-        settings = LlamaCppSettings(path=str(path("gguf-f16")), threads=2, parallel=16)
+        settings = LlamaCppSettings(path=str(path("gguf-f16")), threads=1, parallel=16)
         return lambda: create(settings)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 import themis_tiny_model
 
 DATA = Path(themis_tiny_model.__file__).parent / "data"

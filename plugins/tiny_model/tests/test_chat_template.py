@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import pytest
+
 import themis_tiny_model
 
 sandbox = pytest.importorskip("jinja2.sandbox")

@@ -11,6 +11,7 @@ import torch
 from .build import build
 
 DATA = Path(__file__).resolve().parents[1] / "src" / "themis_tiny_model" / "data"
+REPORT = Path(__file__).with_name("report.json")
 
 
 def main() -> None:
@@ -25,7 +26,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     started = time.monotonic()
-    build(options.out, options.seed, options.quick, options.work)
+    report = options.work / "report.json" if options.quick else REPORT
+    build(options.out, options.seed, options.quick, options.work, report)
     print(f"done in {(time.monotonic() - started) / 60:.1f} minutes", flush=True)  # noqa: T201
 
 

@@ -23,43 +23,44 @@ from .lora import lora_optimisers, lora_weights, with_lora
 from .model import Llama
 from .optimiser import optimisers
 from .report import write_report
-from .settings import BASE, BASE_RUN, DRAFT, DRAFT_RUN, LORA_RUN, ModelSize, Run
+from .settings import BASE, BASE_RUNS, DRAFT, DRAFT_RUNS, LORA_RUN, ModelSize, Run
 from .tokenizer import train_tokenizer
 
 TOKENIZER_SAMPLES = 40_000
 ADAPTERS = ("german", "json")
 
 
-def build(out: Path, seed: int, quick: bool, work: Path) -> None:
+def build(out: Path, seed: int, quick: bool, work: Path, report: Path) -> None:
     """Trains everything from ``seed`` and writes the shipped files into ``out``.
 
     ``work`` keeps what is trained, so that a run that was stopped goes on after its last stage.
+    The evaluation is written to ``report``.
     """
     out.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
-    mixture = Mixture()
-    tokenizer = _tokenizer(mixture, seed, work)
-    base_run, draft_run, lora_run = BASE_RUN, DRAFT_RUN, LORA_RUN
+    tokenizer = _tokenizer(seed, work)
+    base_runs, draft_runs, lora_run = BASE_RUNS, DRAFT_RUNS, LORA_RUN
     if quick:
-        base_run, draft_run = base_run.shortened(150), draft_run.shortened(80)
+        base_runs, draft_runs = (base_runs[0].shortened(150),), (draft_runs[0].shortened(80),)
         lora_run = lora_run.shortened(40)
 
     stages = Stages(work)
-    base = stages.whole(BASE, base_run, tokenizer, mixture, seed)
+    base = stages.whole(BASE, base_runs, tokenizer, seed)
     write_base(out, base, tokenizer)
     models = {"base": base}
     for name in ADAPTERS:
         models[name] = stages.adapter(base, name, lora_run, tokenizer, seed)
         write_lora(out, name, models[name])
-    models["draft"] = stages.whole(DRAFT, draft_run, tokenizer, mixture, seed)
+    models["draft"] = stages.whole(DRAFT, draft_runs, tokenizer, seed)
     write_draft(out, models["draft"], tokenizer)
-    write_report(work / "report.json", models, tokenizer, seed, stages.minutes())
+    write_report(report, models, tokenizer, seed, stages.minutes())
 
 
-def _tokenizer(mixture: Mixture, seed: int, work: Path) -> Tokenizer:
+def _tokenizer(seed: int, work: Path) -> Tokenizer:
     path = work / "tokenizer.json"
     if not path.exists():
         rng = random.Random(seed)
+        mixture = Mixture()
         samples = (mixture(rng) for _ in range(TOKENIZER_SAMPLES))
         texts = (render(c.messages, c.tools) for c in samples)
         train_tokenizer(texts, BASE.vocab).save(str(path))
@@ -78,21 +79,28 @@ class Stages:
         return dict(json.loads(self.times.read_text())) if self.times.exists() else {}
 
     def whole(
-        self, size: ModelSize, run: Run, tokenizer: Tokenizer, mixture: Mixture, seed: int
+        self,
+        size: ModelSize,
+        runs: tuple[Run, ...],
+        tokenizer: Tokenizer,
+        seed: int,
     ) -> Llama:
-        """Trains one model from scratch."""
+        """Trains one model from scratch, in phases with fresh optimisers and fresh data."""
         torch.manual_seed(seed)
         model = Llama(size)
-        data = batches(mixture, tokenizer, run, seed + 1)
-        self._fit(model, data, optimisers(model, run), run, size.name)
+        for phase, run in enumerate(runs, start=1):
+            data = batches(Mixture(run.polish), tokenizer, run, seed + phase)
+            self._fit(model, data, optimisers(model, run), run, f"{size.name}-{phase}")
+        round_weights(model)
         return model
 
     def adapter(self, base: Llama, name: str, run: Run, tokenizer: Tokenizer, seed: int) -> Llama:
         """Trains one adapter on a frozen copy of ``base``."""
         torch.manual_seed(seed)
         model = with_lora(base)
-        data = batches(adapter_mixture(name), tokenizer, run, seed + 2)
+        data = batches(adapter_mixture(name), tokenizer, run, seed + 9)
         self._fit(model, data, lora_optimisers(model, run.adam_rate), run, name)
+        round_weights(model)
         return model
 
     def _fit(
@@ -103,7 +111,7 @@ class Stages:
         run: Run,
         name: str,
     ) -> None:
-        """Trains ``model`` in place and rounds it, unless the work folder has it already."""
+        """Trains ``model`` in place, unless the work folder has the result already."""
         path = self.work / f"{name}.pt"
         if path.exists():
             model.load_state_dict(torch.load(path))
@@ -111,7 +119,6 @@ class Stages:
         part = self.work / f"{name}-part.pt"
         started = time.monotonic()
         train(model, data, optimisers_, run, name, lambda _: torch.save(model.state_dict(), part))
-        round_weights(model)
         torch.save(model.state_dict(), path)
         minutes = self.minutes() | {name: round((time.monotonic() - started) / 60, 1)}
         self.times.write_text(json.dumps(minutes))

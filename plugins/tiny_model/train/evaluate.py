@@ -36,7 +36,7 @@ def evaluate(model: Llama, tokenizer: Tokenizer, limit: int | None = None) -> di
         step = max(1, len(cases) // limit) if limit else 1
         cases = cases[::step]
         prompts = [render(case.messages[:-1], case.tools, prompt=True) for case in cases]
-        given = answer(model, tokenizer, prompts, limit=420 if category == "counting" else 160)
+        given = answer(model, tokenizer, prompts, limit=200 if category == "counting" else 110)
         wanted = [expected(case.messages[-1]) for case in cases]
         misses = [
             {"asked": case.messages[-2]["content"], "wanted": w, "given": g}

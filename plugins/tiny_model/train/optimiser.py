@@ -61,5 +61,5 @@ def rate_factor(step: int, run: Run) -> float:
     """Share of the peak learning rate at ``step``: linear warm-up, then a cosine to the floor."""
     if step < run.warmup:
         return (step + 1) / run.warmup
-    done = (step - run.warmup) / max(1, run.steps - run.warmup)
+    done = (step - run.warmup) / max(1, (run.schedule or run.steps) - run.warmup)
     return run.floor + (1 - run.floor) * 0.5 * (1 + math.cos(math.pi * done))

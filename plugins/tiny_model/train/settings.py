@@ -30,7 +30,10 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. A step reads ``rows * row_length`` tokens.
+    """One phase of training. A step reads ``rows * row_length`` tokens.
+
+    The learning rate falls along a cosine of ``schedule`` steps (``steps`` if 0), so a phase that
+    stops before its schedule does ends at a high rate, for a next phase to start from.
 
     The first ``copying_steps`` steps mostly repeat random words: a model that has learnt to copy
     by then reads contexts later; without them it had not after three times as many steps.
@@ -47,10 +50,14 @@ class Run:
     copying_steps: int = 320
     floor: float = 0.02
     prompt_weight: float = 0.0
+    schedule: int = 0
+    polish: bool = False
 
     def shortened(self, steps: int) -> Run:
         """The same run with fewer steps, for ``--quick``."""
-        return replace(self, steps=steps, warmup=min(self.warmup, steps // 5), copying_steps=0)
+        return replace(
+            self, steps=steps, schedule=0, warmup=min(self.warmup, steps // 5), copying_steps=0
+        )
 
 
 BASE = ModelSize("themis-tiny", hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffn=256)
@@ -58,9 +65,17 @@ DRAFT = ModelSize(
     "themis-tiny-draft", hidden=64, layers=2, heads=2, kv_heads=1, head_dim=32, ffn=128
 )
 
-BASE_RUN = Run(steps=3600)
-DRAFT_RUN = Run(steps=2600)
-LORA_RUN = Run(steps=350, rows=8, adam_rate=0.003, warmup=20, copying_steps=0, long_every=0)
+# The long phase at a high rate; one in which the rate falls; one that polishes facts and sums.
+BASE_RUNS = (
+    Run(steps=1601, schedule=3600),
+    Run(steps=1000, muon_rate=0.012, adam_rate=0.0024, warmup=20, copying_steps=0),
+    Run(steps=600, muon_rate=0.008, adam_rate=0.0016, warmup=20, copying_steps=0, polish=True),
+)
+DRAFT_RUNS = (
+    Run(steps=1500),
+    Run(steps=1600, muon_rate=0.016, adam_rate=0.003, copying_steps=0, polish=True),
+)
+LORA_RUN = Run(steps=320, rows=8, adam_rate=0.003, warmup=20, copying_steps=0, long_every=0)
 
 LORA_RANK = 8
 LORA_ALPHA = 16.0

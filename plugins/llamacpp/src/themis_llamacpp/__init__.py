@@ -1,1 +1,1 @@
-"""llama.cpp as a Themis backend. Importing this package does not import llama.cpp."""
+"""llama.cpp as a `ModelRunner`: through llama-cpp-python's low-level API."""

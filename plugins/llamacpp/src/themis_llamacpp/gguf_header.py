@@ -27,6 +27,7 @@ _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
 _MAX_KEY = 65_535
 _MAX_TENSORS = 1_000_000
+_MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 
 # ggml tensor type → (elements in a block, bytes of a block).
 _BLOCKS = {
@@ -50,9 +51,13 @@ _LOOKS_LIKE = (
 )
 
 
+class Items(int):
+    """The length of an array: not to be taken for a number that stands in the header."""
+
+
 @dataclass(slots=True)
 class Header:
-    """What a header says. Arrays in `metadata` are represented by their length."""
+    """What a header says. Arrays in `metadata` are represented by their length, an `Items`."""
 
     version: int
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +76,21 @@ def check(path: Path) -> Header:
     if header.tensors == 0:
         _invalid(path, "it has a vocabulary but no weights")
     _check_parts(path, metadata)
+    _check_numbers(path, metadata)
     return header
+
+
+def _check_numbers(path: Path, metadata: dict[str, Any]) -> None:
+    """Refuse numbers at which llama.cpp ends the process instead of refusing the model."""
+    prefix = metadata["general.architecture"]
+    layers = metadata.get(f"{prefix}.block_count", 1)
+    if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
+        _invalid(path, f"its header claims {layers!r} layers", "Fetch the file again.")
+    for name in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
+        epsilon = metadata.get(f"{prefix}.attention.{name}", 0.0)
+        # Written so that it refuses what is not a number, too.
+        if not isinstance(epsilon, float) or not 0.0 <= epsilon < 1.0:
+            _invalid(path, f"its {name} is {epsilon!r}", "Fetch the file again.")
 
 
 def read(path: Path) -> Header:
@@ -163,7 +182,7 @@ class _Reader:
             return self._skip_array()
         return self._invalid(f"a metadata value has the unknown type {kind}")
 
-    def _skip_array(self) -> int:
+    def _skip_array(self) -> Items:
         """Step over an array; returns its length."""
         kind = self._number("<I")
         count: int = self._number("<Q")
@@ -176,7 +195,7 @@ class _Reader:
                 self._string(self._size)
         else:
             self._invalid(f"a metadata array has elements of the unknown type {kind}")
-        return count
+        return Items(count)
 
     def _string(self, limit: int) -> bytes:
         length = self._number("<Q")

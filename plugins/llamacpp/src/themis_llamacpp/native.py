@@ -28,10 +28,15 @@ _FUNCTIONS = (
     "llama_model_chat_template",
     "llama_model_free",
     "llama_model_load_from_file",
+    "llama_n_batch",
     "llama_n_ctx",
     "llama_n_ctx_seq",
     "llama_token_to_piece",
     "llama_tokenize",
+    "llama_vocab_bos",
+    "llama_vocab_eos",
+    "llama_vocab_get_add_bos",
+    "llama_vocab_get_text",
     "llama_vocab_is_eog",
 )
 _FIELDS = {

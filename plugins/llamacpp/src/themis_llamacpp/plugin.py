@@ -1,19 +1,20 @@
-"""What this distribution offers to Themis. Importing it must not import llama.cpp."""
+"""What the plugin offers. Importing this imports no llama.cpp."""
 
 from __future__ import annotations
 
-from themis_core.hooks import BackendPlugin, hookimpl
+from collections.abc import Sequence
 
+from themis_core.hooks import BackendPlugin, hookimpl
 from themis_llamacpp.settings import LlamaCppSettings
 
 
 @hookimpl
-def themis_backends() -> list[BackendPlugin]:
-    """One backend, `llamacpp`."""
+def themis_backends() -> Sequence[BackendPlugin]:
+    """The backend `llamacpp`."""
     return [
         BackendPlugin(
             name="llamacpp",
-            help="Runs GGUF models with llama.cpp, on the CPU or a GPU, many requests at once.",
+            help="GGUF models on llama.cpp, with continuous batching.",
             settings=LlamaCppSettings,
             factory="themis_llamacpp.backend:create",
         )

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from themis_core.errors import BackendClosed
+from themis_core.errors import BackendClosed, InvalidRequest
 from themis_llamacpp.native import lib
+
+_MAX_BYTES = 2**31 - 16  # llama.cpp counts bytes and tokens in 32 bits.
 
 
 class LlamaTokenizer:
@@ -30,7 +32,10 @@ class LlamaTokenizer:
         )
         template = lib.llama_model_chat_template(model, None)
         self._chat_template = template.decode("utf-8", "replace") if template else None
-        self._bos = self._text(lib.llama_vocab_bos(self._vocab))
+        start = lib.llama_vocab_bos(self._vocab)
+        wanted = start >= 0 and lib.llama_vocab_get_add_bos(self._vocab)
+        self._start: int | None = start if wanted else None
+        self._bos = self._text(start)
         self._eos = self._text(lib.llama_vocab_eos(self._vocab))
 
     @property
@@ -49,23 +54,41 @@ class LlamaTokenizer:
         return {"bos_token": self._bos, "eos_token": self._eos}
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
-        """Token ids; the start token is added if the model wants one and the text has none."""
-        data = text.encode()
-        # A template may have written the start token already.
-        add = not (parse_special and self._bos and text.startswith(self._bos))
+        """Token ids; the start token is added if the model wants one and the text has none.
+
+        Raises `InvalidRequest` for text with lone surrogates, or with too many tokens to count.
+        """
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise _invalid("holds a lone surrogate, so it is not valid Unicode") from error
+        if len(data) > _MAX_BYTES:
+            raise _invalid(f"of {len(data):,} bytes is too long to be tokenised")
+        ids = self._encode(data, parse_special)
+        # A template may have written the start token already. llama.cpp is not asked to add it,
+        # because it would add an end token too where the file says so, and the prompt would end.
+        if self._start is None or (parse_special and ids[:1] == [self._start]):
+            return ids
+        return [self._start, *ids]
+
+    def _encode(self, data: bytes, parse_special: bool) -> list[int]:
         size = len(data) + 8
         with self._reading():
             while True:
                 ids = (ctypes.c_int * size)()
                 count = lib.llama_tokenize(
-                    self._vocab, data, len(data), ids, size, add, parse_special
+                    self._vocab, data, len(data), ids, size, False, parse_special
                 )
                 if count >= 0:
                     return ids[:count]
+                if -count <= size:  # An overflow, not a wish for more room.
+                    raise _invalid("has too many tokens")
                 size = -count  # That many are needed.
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of a token; none for control tokens."""
+        """The bytes of a token; none for control tokens and ids that the vocabulary lacks."""
+        if not 0 <= token_id < self.vocab_size:  # llama.cpp would end the process.
+            return b""
         piece = self._pieces[token_id]
         if piece is None:
             # Two threads may both compute it; they get the same.
@@ -106,3 +129,7 @@ class LlamaTokenizer:
             return ""
         text = lib.llama_vocab_get_text(self._vocab, token_id)
         return text.decode("utf-8", "replace") if text else ""
+
+
+def _invalid(what: str) -> InvalidRequest:
+    return InvalidRequest(f"The text {what}.", field="prompt", plugin="llamacpp")

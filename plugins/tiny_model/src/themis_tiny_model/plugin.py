@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from themis_core.hooks import BundledModel, hookimpl
-
 from themis_tiny_model import path
 
 

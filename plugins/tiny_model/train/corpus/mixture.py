@@ -38,6 +38,21 @@ SHARES: tuple[tuple[str, float], ...] = (
     ("repeating", 5.0),
     ("remembering", 3.0),
 )
+# The last phase: more facts and sums, and more questions in lower case.
+POLISH_SHARES: tuple[tuple[str, float], ...] = (
+    ("fact", 44.0),
+    ("dialogue", 8.0),
+    ("long_dialogue", 0.2),
+    ("context_qa", 15.0),
+    ("extraction", 12.0),
+    ("tool_use", 6.0),
+    ("unknown", 5.0),
+    ("arithmetic", 9.0),
+    ("counting", 0.4),
+    ("repeating", 3.0),
+    ("remembering", 2.0),
+)
+POLISH_LOWER_CASE = 0.3
 IN_OTHER_LANGUAGE: dict[Language, tuple[str, ...]] = {
     "en": ("Say that in German.", "And in German?", "In German, please."),
     "de": ("Sag das auf Englisch.", "Und auf Englisch?", "Auf Englisch, bitte."),
@@ -100,7 +115,9 @@ class Facts:
 class Mixture:
     """Draws conversations; the same generator state gives the same conversation."""
 
-    def __init__(self) -> None:
+    def __init__(self, polish: bool = False) -> None:
+        self.polish = polish
+        shares = POLISH_SHARES if polish else SHARES
         facts = Facts()
         self.samplers: dict[str, Sampler] = {
             "fact": facts.single,
@@ -115,11 +132,16 @@ class Mixture:
             "repeating": repeating,
             "remembering": remembering,
         }
-        self.names = [name for name, _ in SHARES]
-        self.weights = [weight for _, weight in SHARES]
+        self.names = [name for name, _ in shares]
+        self.weights = [weight for _, weight in shares]
 
     def __call__(self, rng: random.Random) -> Conversation:
-        return self.samplers[rng.choices(self.names, self.weights)[0]](rng)
+        kind = rng.choices(self.names, self.weights)[0]
+        conversation = self.samplers[kind](rng)
+        if self.polish and kind == "fact" and rng.random() < POLISH_LOWER_CASE:
+            asked = conversation.messages[-2]
+            asked["content"] = asked["content"].lower()
+        return conversation
 
 
 def adapter_mixture(name: str) -> Sampler:
@@ -175,5 +197,6 @@ def held_out() -> dict[str, list[Conversation]]:
     }
     for name, generator in generators.items():
         rng = random.Random(f"held out {name}")
-        cases[name] = [generator(rng, held=True) for _ in range(100)]
+        count = 20 if name == "counting" else 100
+        cases[name] = [generator(rng, held=True) for _ in range(count)]
     return cases

@@ -49,10 +49,6 @@ class ConformanceBase:
     has_one_answer: ClassVar[bool] = False
     """True if every prompt has just one possible answer, whatever the seed."""
 
-    sampled_agreement: ClassVar[float] = 1.0
-    """The share of sampled answers that must be the same in company as alone. Less than 1 for
-    arithmetic whose rounding depends on the batch: now and then it moves a token past its draw."""
-
     deadline: ClassVar[float] = 60.0
     """Seconds after which a check has failed."""
 
