@@ -31,6 +31,17 @@ def cpu_seconds(pid: int) -> float:
     return total / _TICKS
 
 
+def machine_cpu_seconds() -> float:
+    """Time that all cores together were not idle, since the machine started."""
+    user, nice, system, _idle, _waiting, *rest = _machine_ticks()
+    return (user + nice + system + sum(rest[:3])) / _TICKS
+
+
+def _machine_ticks() -> list[int]:
+    line = Path("/proc/stat").read_text().partition("\n")[0]
+    return [int(field) for field in line.split()[1:]]
+
+
 def resident_mib(pid: int) -> float:
     """Resident memory of a process and its children, files they share counted for each."""
     pages = (int(Path(f"/proc/{p}/statm").read_text().split()[1]) for p in family(pid))

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 import openai
 import pytest
+
 from themis_core.errors import UnsupportedField
 from themis_core.messages import (
     Completion,

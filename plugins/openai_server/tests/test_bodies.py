@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from themis_core.errors import InvalidRequest, UnsupportedField
 from themis_openai_server import convert
 from themis_openai_server.body import ChatBody, CompletionBody, EmbeddingBody

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+
 from themis_core.messages import (
     Delta,
     Done,

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import httpx
 import openai
 import pytest
+
+from themis_core import errors as core
 from themis_core.messages import Delta, Started
 from themis_openai_server.body import ChatBody, CompletionBody, EmbeddingBody
 from themis_openai_server.errors import STATUS, problem_of
 from themis_openai_server.settings import OpenAISettings
-
-from themis_core import errors as core
 
 from .conftest import WAIT_S, Door, OpenDoor, Stall
 

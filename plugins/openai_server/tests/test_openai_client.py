@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+
 from themis_core.errors import UnsupportedField
 from themis_core.messages import (
     Delta,

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+
 from themis_openai_server.ready import MAX_BATCH, Ready
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import openai
 import pytest
+
+import themis_core
 from themis_openai_server.ports import RuntimePort
 from themis_openai_server.server import create
 from themis_openai_server.settings import OpenAISettings
-
-import themis_core
 
 from .conftest import WAIT_S
 

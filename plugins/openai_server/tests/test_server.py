@@ -12,6 +12,7 @@ from unittest.mock import AsyncMock
 
 import httpx
 import pytest
+
 from themis_core.errors import ConfigInvalid
 from themis_core.hooks import FrontDoor, FrontDoorPlugin
 from themis_core.messages import Delta, Started
@@ -159,6 +160,7 @@ def test_discovery_imports_no_server() -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     import msgspec
+
     from themis_core.config.structure import description
 
     for field in msgspec.structs.fields(OpenAISettings):

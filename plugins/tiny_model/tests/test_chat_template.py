@@ -20,19 +20,19 @@ CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"c
 
 
 @pytest.fixture(scope="module")
-def template():
+def template() -> Any:
     environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     text = (themis_tiny_model.path("hf") / "chat_template.jinja").read_text(encoding="utf-8")
     return environment.from_string(text)
 
 
-def test_a_question(template) -> None:
+def test_a_question(template: Any) -> None:
     text = template.render(messages=[{"role": "user", "content": "Hi"}], add_generation_prompt=True)
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_system_message_and_tools_share_a_turn(template) -> None:
+def test_system_message_and_tools_share_a_turn(template: Any) -> None:
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     text = template.render(messages=messages, tools=[WEATHER])
     signature = json.dumps(WEATHER)
@@ -43,7 +43,7 @@ def test_system_message_and_tools_share_a_turn(template) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"city": "Köln"}, '{"city": "Köln"}'])
-def test_tool_call_and_result(template, arguments: Any) -> None:
+def test_tool_call_and_result(template: Any, arguments: Any) -> None:
     call = {"type": "function", "function": {"name": "get_weather", "arguments": arguments}}
     messages = [
         {"role": "user", "content": "Weather?"},
@@ -56,14 +56,14 @@ def test_tool_call_and_result(template, arguments: Any) -> None:
     )
 
 
-def test_text_beside_several_calls(template) -> None:
+def test_text_beside_several_calls(template: Any) -> None:
     message = {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL, CALL]}
     one = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln"}}\n</tool_call>'
     text = template.render(messages=[message])
     assert text == f"<|im_start|>assistant\nLet me see.\n{one}\n{one}<|im_end|>\n"
 
 
-def test_content_in_parts(template) -> None:
+def test_content_in_parts(template: Any) -> None:
     parts = [{"type": "text", "text": "One, "}, {"type": "text", "text": "two."}]
     text = template.render(messages=[{"role": "user", "content": parts}])
     assert text == "<|im_start|>user\nOne, two.<|im_end|>\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import themis_tiny_model
@@ -13,11 +15,11 @@ safetensors = pytest.importorskip("safetensors.numpy")
 PAIRS = {"gguf-f16": "hf", "gguf-q8_0": "hf", "draft-gguf-f16": "draft-hf"}
 
 
-def _reader(name: str):
+def _reader(name: str) -> Any:
     return gguf.GGUFReader(themis_tiny_model.path(name))
 
 
-def _value(reader, key: str):
+def _value(reader: Any, key: str) -> Any:
     return reader.fields[key].contents()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import themis_tiny_model
@@ -25,31 +27,31 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return tokenizers.Tokenizer.from_file(str(themis_tiny_model.path("hf") / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_round_trip(tokenizer, text: str) -> None:
+def test_round_trip(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
 
-def test_special_tokens(tokenizer) -> None:
+def test_special_tokens(tokenizer: Any) -> None:
     for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>"):
         assert len(tokenizer.encode(token).ids) == 1
     ids = tokenizer.encode("<tool_call>x</tool_call><|im_end|>").ids
     assert tokenizer.decode(ids) == "<tool_call>x</tool_call>"
 
 
-def test_no_token_is_added(tokenizer) -> None:
+def test_no_token_is_added(tokenizer: Any) -> None:
     assert tokenizer.encode("").ids == []
 
 
-def test_every_digit_is_a_token(tokenizer) -> None:
+def test_every_digit_is_a_token(tokenizer: Any) -> None:
     assert len(tokenizer.encode("8765").ids) == 4
 
 
-def test_llama_cpp_gives_the_same_ids(tokenizer) -> None:
+def test_llama_cpp_gives_the_same_ids(tokenizer: Any) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     path = str(themis_tiny_model.path("gguf-f16"))
     model = llama_cpp.Llama(path, vocab_only=True, verbose=False)

@@ -23,11 +23,10 @@ from .lora import lora_optimisers, lora_weights, with_lora
 from .model import Llama
 from .optimiser import optimisers
 from .report import write_report
-from .settings import BASE, BASE_RUNS, DRAFT, DRAFT_RUNS, LORA_RUN, ModelSize, Run
+from .settings import BASE, BASE_RUNS, DRAFT, DRAFT_RUNS, LORA_RUNS, ModelSize, Run
 from .tokenizer import train_tokenizer
 
 TOKENIZER_SAMPLES = 40_000
-ADAPTERS = ("german", "json")
 
 
 def build(out: Path, seed: int, quick: bool, work: Path, report: Path) -> None:
@@ -39,17 +38,17 @@ def build(out: Path, seed: int, quick: bool, work: Path, report: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(seed, work)
-    base_runs, draft_runs, lora_run = BASE_RUNS, DRAFT_RUNS, LORA_RUN
+    base_runs, draft_runs, lora_runs = BASE_RUNS, DRAFT_RUNS, LORA_RUNS
     if quick:
         base_runs, draft_runs = (base_runs[0].shortened(150),), (draft_runs[0].shortened(80),)
-        lora_run = lora_run.shortened(40)
+        lora_runs = {name: run.shortened(40) for name, run in lora_runs.items()}
 
     stages = Stages(work)
     base = stages.whole(BASE, base_runs, tokenizer, seed)
     write_base(out, base, tokenizer)
     models = {"base": base}
-    for name in ADAPTERS:
-        models[name] = stages.adapter(base, name, lora_run, tokenizer, seed)
+    for name, run in lora_runs.items():
+        models[name] = stages.adapter(base, name, run, tokenizer, seed)
         write_lora(out, name, models[name])
     models["draft"] = stages.whole(DRAFT, draft_runs, tokenizer, seed)
     write_draft(out, models["draft"], tokenizer)

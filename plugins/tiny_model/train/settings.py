@@ -75,7 +75,11 @@ DRAFT_RUNS = (
     Run(steps=1500),
     Run(steps=1600, muon_rate=0.016, adam_rate=0.003, copying_steps=0, polish=True),
 )
-LORA_RUN = Run(steps=320, rows=8, adam_rate=0.003, warmup=20, copying_steps=0, long_every=0)
+# Short answers as JSON are harder to learn than the language: they cut the sentence to one word.
+LORA_RUNS = {
+    "german": Run(steps=320, rows=8, adam_rate=0.003, warmup=20, copying_steps=0, long_every=0),
+    "json": Run(steps=1000, rows=8, adam_rate=0.005, warmup=40, copying_steps=0, long_every=0),
+}
 
 LORA_RANK = 8
 LORA_ALPHA = 16.0

@@ -7,11 +7,18 @@ drops options; so the names and fields that are needed are checked when this is 
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from typing import Any
 
 from themis_core.errors import ModelLoadFailed
 from themis_llamacpp import log
+
+# llama.cpp's threads meet at OpenMP barriers hundreds of times a step. GNU's libgomp spins there
+# for a millisecond before it sleeps, so that one other busy process makes a step a hundred times
+# slower (docs/decisions/0005). It reads this once, when it is loaded, which is now.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 lib: Any = importlib.import_module("llama_cpp.llama_cpp")
 

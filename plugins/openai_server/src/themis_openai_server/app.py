@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from themis_core.errors import ModelNotFound, ThemisError
-
 from themis_openai_server import convert, reply
 from themis_openai_server.access import Keys, Origins
 from themis_openai_server.body import ChatBody, CompletionBody, EmbeddingBody

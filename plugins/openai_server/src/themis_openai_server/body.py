@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
+
 from themis_core.messages.request import MAX_LOGPROBS
 
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]

@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import msgspec
-from themis_core.messages import Delta, Done, Finished, GenerateEvent, TokenLogprob
 
+from themis_core.messages import Delta, Done, Finished, GenerateEvent, TokenLogprob
 from themis_openai_server.convert import Job
 from themis_openai_server.exchange import STREAM_END
 from themis_openai_server.logprobs import TextOffsets, chat_logprobs

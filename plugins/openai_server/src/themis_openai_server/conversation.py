@@ -6,7 +6,6 @@ from typing import Any
 
 from themis_core.errors import InvalidRequest
 from themis_core.messages import ChatMessage, Tool, ToolCall
-
 from themis_openai_server.body import ContentPart, MessageBody, ToolBody, ToolCallBody
 from themis_openai_server.policy import check_message, refused
 

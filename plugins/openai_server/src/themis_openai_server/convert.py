@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+
 from themis_core.errors import InvalidRequest
 from themis_core.messages import (
     AdapterWeight,
@@ -14,7 +15,6 @@ from themis_core.messages import (
     SamplingParams,
     new_request_id,
 )
-
 from themis_openai_server.body import (
     ChatBody,
     CompletionBody,

@@ -6,9 +6,9 @@ import re
 from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
+
 from themis_core.errors import InvalidRequest, UnsupportedField
 from themis_core.suggest import did_you_mean
-
 from themis_openai_server.body import (
     ChatBody,
     CompletionBody,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+
 from themis_core.errors import ThemisError
 
 Header = tuple[bytes, bytes]

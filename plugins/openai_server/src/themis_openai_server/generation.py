@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
+
 from themis_core.messages import (
     Completion,
     Delta,
@@ -16,7 +17,6 @@ from themis_core.messages import (
     GenerateRequest,
     Usage,
 )
-
 from themis_openai_server.chunks import Chunks
 from themis_openai_server.convert import Job
 from themis_openai_server.exchange import Exchange

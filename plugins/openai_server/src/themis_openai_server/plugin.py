@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from themis_core.hooks import FrontDoorPlugin, hookimpl
-
 from themis_openai_server.settings import OpenAISettings
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from themis_core.errors import UnsupportedField
-
 from themis_openai_server.body import GenerationBody, MessageBody, Strict
 
 # Field → the values that ask for nothing (null always does).

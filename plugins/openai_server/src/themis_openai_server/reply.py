@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
-from themis_core.messages import Choice, Completion, EmbedResponse, Usage
 
+from themis_core.messages import Choice, Completion, EmbedResponse, Usage
 from themis_openai_server.convert import Job
 from themis_openai_server.logprobs import ChatLogprobs, TextLogprobs, TextOffsets, chat_logprobs
 from themis_openai_server.ports import ModelRow
