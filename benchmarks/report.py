@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def document(found: Sequence[Measurement], load: Load, peers: Sequence[Peer]) ->
     """Everything, ready for JSON."""
     measured = {m.server for m in found}
     return {
+        "commit": _commit(),
         "machine": machine(),
         "model": {
             "file": load.model.name,
@@ -119,6 +121,18 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def _commit() -> str:
+    """The commit that was measured; `-dirty` if files that git knows differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        result = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):  # No git, or no checkout.
+        return "unknown"
+    return result.stdout.strip()
 
 
 def _cpu_model() -> str:

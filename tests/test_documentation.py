@@ -31,7 +31,7 @@ def blocks(language: str) -> list[ParameterSet]:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run(code: str, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-c", code],
         cwd=tmp_path,
         env=clean_environment(),
         capture_output=True,
