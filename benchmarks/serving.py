@@ -152,8 +152,8 @@ def _target(server: Server) -> Target:
     return Target(server.port, server.peer.extra, PROMPT_TOKENS, NEW_TOKENS)
 
 
-def _seed(number: int, clients: int) -> int:
-    return 1000 * number + clients
+def _seed(number: int, clients: int, attempt: int = 0) -> int:
+    return 100_000 * number + 10 * clients + attempt
 
 
 def _rounded(value: object) -> object:

@@ -79,6 +79,9 @@ def test_a_good_file(registry: Registry, write_config: Writer) -> None:
     # "fast" is the better backend, but it is not installed.
     assert config.models["b"].descriptor.name == "mine"
     assert config.models["b"].settings.path == "mine.bin"  # type: ignore[attr-defined]
+    shown = {entry.key: entry for entry in effective(config)}
+    assert shown["models.b.backend"].value == "mine"
+    assert shown["models.b.path"].origin == "bundled model tiny"
 
 
 def test_all_problems_come_at_once(registry: Registry, write_config: Writer) -> None:

@@ -32,7 +32,8 @@ def chat(config_path: str | None, model: str, system: str | None, **options: Any
         try:
             with loading(model):
                 info = runner.run(runtime.model_info(model))
-            click.echo(f"{info.description or info.backend}. {HELP}", err=True)
+            size = f", {info.parameters / 1e6:.1f} M parameters" if info.parameters else ""
+            click.echo(f"{model or 'The default model'} on {info.backend}{size}. {HELP}", err=True)
             while (line := _read()) is not None:
                 if line and not conversation.command(line):
                     _answer(runner, runtime, conversation, line)

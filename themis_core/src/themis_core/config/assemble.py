@@ -163,6 +163,8 @@ class _Assembly:
         if resolved is None:
             return None
         backend, given = resolved
+        for name_given in given.keys() - rest.keys():
+            self._raw.origins[f"{key}.{name_given}"] = f"bundled model {keys.source}"
         found = self._resolve("backends", backend, BackendPlugin, f"{key}.backend")
         settings = found and structure(found.settings, {**given, **rest}, key, self._problems)
         if found is None or settings is None:

@@ -24,7 +24,8 @@ def effective(config: Config) -> list[Entry]:
     """All keys of a configuration, secrets hidden."""
     entries = [_entry(config, "default", config.default)]
     for name, model in config.models.items():
-        entries += _struct(config, f"models.{name}", model.keys)
+        keys = msgspec.structs.replace(model.keys, backend=model.descriptor.name)
+        entries += _struct(config, f"models.{name}", keys)
         entries += _struct(config, f"models.{name}", model.settings)
     plugins = {"quota": config.quota}
     plugins |= {f"validators.{name}": plugin for name, plugin in config.validators.items()}
