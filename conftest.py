@@ -23,6 +23,23 @@ hypothesis.settings.load_profile("themis")
 _absent: list[str] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For runs that install every optional package."""
+    parser.addoption(
+        "--nothing-absent",
+        action="store_true",
+        help="Fail if a test is skipped because a package cannot be imported.",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_themis_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have configured Themis through the environment."""
+    for name in os.environ:
+        if name.startswith("THEMIS_"):
+            monkeypatch.delenv(name)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Remember tests that were skipped because a package is absent."""
     if report.skipped and "could not import" in str(report.longrepr):
@@ -36,8 +53,8 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With THEMIS_TEST_ALL=1, everything is installed, and nothing may be skipped for absence."""
-    if os.environ.get("THEMIS_TEST_ALL") == "1" and _absent:
+    """With `--nothing-absent`, such a skip fails the run."""
+    if session.config.getoption("--nothing-absent") and _absent:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:

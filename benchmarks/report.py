@@ -124,14 +124,20 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit that was measured; `-dirty` if files that git knows differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """The commit that was measured, with `-dirty` if the packages differ from it."""
     try:
-        result = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--", "themis_core", "themis_engine", "plugins")
     except (OSError, subprocess.CalledProcessError):  # No git, or no checkout.
         return "unknown"
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).parents[1]
+    result = subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+    )
     return result.stdout.strip()
 
 
