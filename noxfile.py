@@ -21,7 +21,8 @@ MEMBERS = [
     "plugins/llamacpp",
     "plugins/openai_server[fast]",
 ]
-TESTS = ["pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.120"]
+# What the tests use beside what the members depend on.
+TEST_TOOLS = ["gguf", "httpx", "openai", "pytest-timeout", "safetensors"]
 
 
 def editable(*members: str) -> list[str]:
@@ -49,7 +50,9 @@ def core(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The lower bounds that the members declare really work."""
     llama_cpp(session, "==0.3.36")
-    session.install("--resolution", "lowest-direct", *editable(*MEMBERS), *TESTS, "httpx", "openai")
+    session.install("-c", CONSTRAINTS, *TEST_TOOLS)
+    session.install("--resolution", "lowest-direct", *editable(*MEMBERS))
+    session.run("uv", "pip", "list", external=True, silent=False)
     session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *session.posargs)
 
 

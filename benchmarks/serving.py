@@ -85,10 +85,10 @@ async def measure(plan: Plan, load: Load, peers: Sequence[Peer], say: Say) -> li
                 await _warm_up(server, min(4, load.parallel), number)
             for clients in plan.clients:
                 for server in servers:
-                    texts = prompts(
-                        plan.requests(clients), PROMPT_TOKENS, seed=_seed(number, clients)
-                    )
-                    for _ in range(_TRIES):
+                    for attempt in range(_TRIES):
+                        # New prompts each time: servers remember those that they have seen.
+                        seed = _seed(number, clients, attempt)
+                        texts = prompts(plan.requests(clients), PROMPT_TOKENS, seed)
                         await _quiet()
                         result = await _measure_one(server, texts, clients, number)
                         elapsed = time.monotonic() - start
