@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def serving(
     peers = [peer() for peer in PEERS if not names or peer.name in names]
     load = _load(clients, threads, settings)
     plan = Plan(clients, 1 if quick else rounds, quick)
+    # Ended from outside, this must still stop the servers: as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         found = asyncio.run(measure(plan, load, peers, click.echo))
     except* (ServerFailed, WrongAnswer) as group:

@@ -19,10 +19,14 @@ OURS = "themis"
 
 
 def summarise(found: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """One row for each server and number of clients; latencies pooled over the rounds."""
+    """One row for each server and number of clients; latencies pooled over the rounds.
+
+    Disturbed measurements count only where there are no others.
+    """
     rows = []
     for server, clients in dict.fromkeys((m.server, m.clients) for m in found):
-        chosen = _select(found, server, clients)
+        everything = _select(found, server, clients)
+        chosen = [m for m in everything if not m.disturbed] or everything
         ttft = [value for m in chosen for value in m.ttft]
         tpot = [value for m in chosen for value in m.tpot]
         tokens = [m.tokens_per_second * m.seconds for m in chosen]
@@ -30,6 +34,7 @@ def summarise(found: Sequence[Measurement]) -> list[dict[str, Any]]:
             {
                 "server": server,
                 "clients": clients,
+                "rounds": len(chosen),
                 "tokens_per_second": _spread(m.tokens_per_second for m in chosen),
                 "ttft_p50_ms": round(1000 * _percentile(ttft, 50), 1),
                 "ttft_p99_ms": round(1000 * _percentile(ttft, 99), 1),
@@ -44,15 +49,20 @@ def summarise(found: Sequence[Measurement]) -> list[dict[str, Any]]:
 
 
 def ratios(found: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Throughput of Themis over that of each peer, round by round."""
+    """Throughput of Themis over that of each peer, in rounds in which neither was disturbed."""
     rows = []
     for server, clients in dict.fromkeys((m.server, m.clients) for m in found):
         if server == OURS:
             continue
         pairs = zip(_select(found, OURS, clients), _select(found, server, clients), strict=True)
-        values = [ours.tokens_per_second / theirs.tokens_per_second for ours, theirs in pairs]
+        values = [
+            ours.tokens_per_second / theirs.tokens_per_second
+            for ours, theirs in pairs
+            if not ours.disturbed and not theirs.disturbed
+        ]
         if values:
-            rows.append({"peer": server, "clients": clients, "ratio": _spread(values)})
+            row = {"peer": server, "clients": clients, "rounds": len(values)}
+            rows.append({**row, "ratio": _spread(values)})
     return rows
 
 
@@ -106,10 +116,11 @@ def table(data: dict[str, Any]) -> str:
             f"| {row['tpot_p50_ms']:.1f} ms | {row['cpu_ms_per_token']['median']:.1f} ms "
             f"| {row['peak_mib']} MiB |"
         )
-    lines += ["", "| clients | Themis over | min | median | max |", "|--:|---|--:|--:|--:|"]
+    lines += ["", "| clients | Themis over | rounds | min | median | max |"]
+    lines += ["|--:|---|--:|--:|--:|--:|"]
     for row in sorted(data["ratios"], key=lambda row: row["clients"]):
         spread = " | ".join(f"{row['ratio'][name]:.2f}" for name in ("min", "median", "max"))
-        lines.append(f"| {row['clients']} | {row['peer']} | {spread} |")
+        lines.append(f"| {row['clients']} | {row['peer']} | {row['rounds']} | {spread} |")
     return "\n".join(lines) + "\n"
 
 
