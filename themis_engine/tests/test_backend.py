@@ -273,15 +273,41 @@ def test_loading_that_fails_leaves_nothing() -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("themis-")]
 
 
-def test_whatever_loading_raises_is_a_failed_load() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError("trouble"), SystemExit("trouble")])
+def test_whatever_loading_raises_is_a_failed_load(error: BaseException) -> None:
     def load() -> ToyRunner:
-        raise ZeroDivisionError("native trouble")
+        raise error
 
     async def main() -> None:
-        with pytest.raises(ModelLoadFailed, match="native trouble"):
-            await EngineBackend(load, backend="toy").start()
+        with pytest.raises(ModelLoadFailed, match="trouble"):
+            await asyncio.wait_for(EngineBackend(load, backend="toy").start(), 20)
 
     asyncio.run(main())
+
+
+def test_a_runner_without_a_usable_tokenizer_is_closed() -> None:
+    runner = ToyRunner()
+    runner.tokenizer = None  # type: ignore[assignment]
+
+    async def main() -> None:
+        with pytest.raises(ModelLoadFailed, match="end_tokens"):
+            await asyncio.wait_for(EngineBackend(lambda: runner, backend="toy").start(), 20)
+
+    asyncio.run(main())
+    assert runner.closed == 1
+
+
+def test_a_runner_that_exits_fails_its_requests_only() -> None:
+    def leave(batch: Batch) -> None:
+        if 63 in batch.tokens:
+            raise SystemExit(3)
+
+    async def body(backend: EngineBackend) -> None:
+        with pytest.raises(BackendFailed, match="SystemExit"):
+            await ids(backend, request((63,)))
+        assert await ids(backend, request((5, 4), max_tokens=1)) == greedy([5, 4], 1)
+
+    run(ToyRunner(before_forward=leave), body)
 
 
 def test_an_event_loop_that_ends_without_closing_ends_the_thread() -> None:

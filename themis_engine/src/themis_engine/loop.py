@@ -90,25 +90,33 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
-            runner = self._load()
+            runner, stepper = self._begin()
         except ThemisError as error:
             self._crossing.call(self._on_ready, error)
             return
-        # A runner may raise anything, and who starts it must hear of it.
-        except Exception as error:  # noqa: BLE001
+        # A runner may raise anything, even `SystemExit`, and who starts it must hear of it.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             failure = ModelLoadFailed(f"Loading the model failed: {error!r}.")
             failure.__cause__ = error
             self._crossing.call(self._on_ready, failure)
             return
         try:
-            self._stepper = Stepper(runner, self._crossing, self._prefill_chunk)
+            self._stepper = stepper
             self._crossing.call(self._on_ready, runner)
-            self._ended = self._serve(self._stepper)
-            self._empty_inbox(self._stepper)
-            self._stepper.fail_all(self._ended)
+            self._ended = self._serve(stepper)
+            self._empty_inbox(stepper)
+            stepper.fail_all(self._ended)
             self._crossing.flush()
         finally:
             runner.close()
+
+    def _begin(self) -> tuple[ModelRunner, Stepper]:
+        runner = self._load()
+        try:
+            return runner, Stepper(runner, self._crossing, self._prefill_chunk)
+        except BaseException:  # Whatever is wrong with the runner, it must be closed.
+            runner.close()
+            raise
 
     def _serve(self, stepper: Stepper) -> ThemisError:
         """Step until told to stop, or until stepping itself fails. Returns why it ended."""
@@ -119,7 +127,7 @@ class EngineLoop:
                     _log.warning("The event loop was closed before the backend.")
                     break
         # A defect here must fail the callers, who would otherwise wait for ever.
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             _log.exception("The engine failed.")
             failure = BackendFailed(f"The engine failed: {error!r}.")
             failure.__cause__ = error

@@ -84,7 +84,7 @@ class Stepper:
         try:
             results = self._compute(step)
         # Whatever a runner raises must reach those who wait for its answer.
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             _log.warning("A step of %d sequences failed.", len(step.parts), exc_info=True)
             self._fail([sequence for sequence, _ in step.parts], _translate(error))
         else:
@@ -197,7 +197,7 @@ class Stepper:
         )
 
 
-def _translate(error: Exception) -> ThemisError:
+def _translate(error: BaseException) -> ThemisError:
     if isinstance(error, ThemisError):
         return error
     failure = BackendFailed(f"The model failed during a step: {error!r}.")
