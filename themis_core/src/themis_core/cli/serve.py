@@ -18,7 +18,11 @@ from themis_core.plugins import Registry, make
 @click.command()
 @config_option
 @click.option("--host", help="The address to listen on, over the configuration's.")
-@click.option("--port", type=int, help="The port, over the configuration's; 0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="The port, over the configuration's; 0 takes a free one.",
+)
 def serve(config_path: str | None, host: str | None, port: int | None) -> None:
     """Serve the configured models over HTTP. Ctrl-C (or SIGTERM) stops, politely."""
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:

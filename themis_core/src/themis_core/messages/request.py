@@ -51,7 +51,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             self,
             f"at most max_tokens ({self.max_tokens})",
         )
-        _check(0.0 <= self.temperature < math.inf, "temperature", self, "0 or more")
+        # Smaller or larger ones would be 0 or infinite in the arithmetic of the logits.
+        valid = self.temperature == 0.0 or 1e-5 <= self.temperature <= 1e5
+        _check(valid, "temperature", self, "0 (greedy), or between 1e-5 and 1e5")
         _check(self.top_k >= 0, "top_k", self, "0 (no limit) or more")
         _check(0.0 < self.top_p <= 1.0, "top_p", self, "above 0 and at most 1")
         _check(0.0 <= self.min_p <= 1.0, "min_p", self, "between 0 and 1")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from themis_core.contracts import OutputCheck, Validator
 from themis_core.messages import Delta, Finished, GenerateEvent, GenerateRequest
 
@@ -26,7 +24,8 @@ class Release:
             text = event.text
             for check in self._of(event.index):
                 text = check.push(text)
-            return [msgspec.structs.replace(event, text=text)]
+            # Token ids and log-probabilities would tell what the checks change or hold back.
+            return [Delta(index=event.index, text=text)]
         if isinstance(event, Finished):
             rest = ""
             for check in self._of(event.index):
