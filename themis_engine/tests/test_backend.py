@@ -37,7 +37,11 @@ def request(prompt: tuple[int, ...] | str = (1, 2, 3), **sampling: object) -> Ge
     return GenerateRequest(prompt=prompt, sampling=SamplingParams(**sampling))  # type: ignore[arg-type]
 
 
-def run(runner: ToyRunner, body: Callable[[EngineBackend], Awaitable[None]]) -> None:
+def run(
+    runner: ToyRunner, body: Callable[[EngineBackend], Awaitable[None]], *, cut_off: bool = False
+) -> None:
+    """Run `body`; unless it is `cut_off` by closing or a defect, no sequence may be left over."""
+
     async def main() -> None:
         backend = EngineBackend(lambda: runner, backend="toy")
         await backend.start()
@@ -48,6 +52,8 @@ def run(runner: ToyRunner, body: Callable[[EngineBackend], Awaitable[None]]) -> 
 
     asyncio.run(main())
     assert runner.closed == 1
+    if not cut_off:
+        assert not any(runner.kv.values()), "a sequence was left in the KV cache"
     assert not [t for t in threading.enumerate() if t.name.startswith("themis-")]
 
 
@@ -182,7 +188,7 @@ def test_closing_fails_what_runs() -> None:
         with pytest.raises(BackendClosed):
             await ids(backend, request())
 
-    run(ToyRunner(before_forward=gate), body)
+    run(ToyRunner(before_forward=gate), body, cut_off=True)
 
 
 def test_a_deadline_ends_a_request() -> None:
@@ -329,7 +335,7 @@ def test_a_runner_that_cannot_free_leaves_nobody_waiting(caplog: pytest.LogCaptu
         with pytest.raises(BackendFailed):
             await ids(backend, request())
 
-    run(runner, body)
+    run(runner, body, cut_off=True)
     assert "The engine failed" in caplog.text
 
 
