@@ -152,7 +152,7 @@ class LogprobsUnsorted(Faithful):
 
 
 class NotEmbeddingButSilent(Faithful):
-    async def load_adapter(self, name: str, path: str) -> None:
+    async def load_adapter(self, name: str, path: str, description: str = "") -> None:
         return None
 
 

@@ -24,7 +24,12 @@ def batch(*parts: tuple[int, int, list[int]], rows: list[int] | None = None) -> 
     positions = [start + i for _, start, tokens in parts for i in range(len(tokens))]
     all_tokens = [token for _, _, tokens in parts for token in tokens]
     wanted = range(len(all_tokens)) if rows is None else rows
-    return Batch(*(np.array(x, np.int32) for x in (all_tokens, positions, sequences, wanted)))
+    return Batch(
+        tokens=np.array(all_tokens, np.int32),
+        positions=np.array(positions, np.int32),
+        sequences=np.array(sequences, np.int32),
+        logit_rows=np.array(wanted, np.int32),
+    )
 
 
 def alone(tokens: list[int]) -> Logits:

@@ -5,16 +5,31 @@ Write a `ModelRunner`, and `EngineBackend(load, backend="mine")` makes a `Backen
 
 from themis_engine.backend import EngineBackend, EngineOptions
 from themis_engine.byte_tokenizer import ByteTokenizer
-from themis_engine.runner import Batch, Logits, ModelRunner, RunnerInfo, TokenArray, Tokenizer
+from themis_engine.runner import (
+    AdapterRunner,
+    Batch,
+    EmbeddingRunner,
+    Logits,
+    ModelRunner,
+    Pooling,
+    RunnerInfo,
+    StateRunner,
+    TokenArray,
+    Tokenizer,
+)
 
 __all__ = [
+    "AdapterRunner",
     "Batch",
     "ByteTokenizer",
+    "EmbeddingRunner",
     "EngineBackend",
     "EngineOptions",
     "Logits",
     "ModelRunner",
+    "Pooling",
     "RunnerInfo",
+    "StateRunner",
     "TokenArray",
     "Tokenizer",
 ]

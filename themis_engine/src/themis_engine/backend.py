@@ -179,7 +179,7 @@ class EngineBackend:
         """The text of token ids."""
         return self._encoder().decode(token_ids)
 
-    async def load_adapter(self, name: str, path: str) -> None:
+    async def load_adapter(self, name: str, path: str, description: str = "") -> None:
         """Not yet possible with a `ModelRunner`."""
         self._started()
         raise UnsupportedField("This model takes no adapters.", field="adapters")

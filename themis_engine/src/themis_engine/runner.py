@@ -7,13 +7,16 @@ engine does with it. `EngineBackend(load)` turns a function that returns a runne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from themis_core.messages import AdapterWeight
+
 TokenArray = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
+Pooling = Literal["mean", "cls", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +24,15 @@ class RunnerInfo:
     """Limits and facts of a loaded model. All lengths are in tokens.
 
     `kv_capacity` is shared by all sequences; a copied prefix counts once where `shares_kv` is
-    true. `max_sequences` bounds the sequence ids: 0 … max_sequences-1. `max_batch` bounds the
-    positions of one `forward`. `batch_invariant` means that a row's logits are the same to the
-    last bit whatever else is in the batch.
+    true. `max_sequences` bounds the sequence ids: 0 … max_sequences-1; those that no running
+    sequence needs keep prefixes. `max_batch` bounds the positions of one `forward`. `truncates`
+    is false for models whose state cannot be cut (recurrent ones): then `copy` takes whole
+    sequences only. `batch_invariant` means that a row's logits are the same to the last bit
+    whatever else is in the batch. `fingerprint` tells models apart whose KV must not be mixed.
+
+    `embedding_size` is the width of an `EmbeddingRunner`'s hidden states, and `pooling` how the
+    model was trained to make one vector of them. `causal` is false for encoders, which do not
+    generate.
     """
 
     vocab_size: int
@@ -32,10 +41,15 @@ class RunnerInfo:
     kv_capacity: int
     max_batch: int
     shares_kv: bool = False
+    truncates: bool = True
     batch_invariant: bool = True
+    embedding_size: int = 0
+    pooling: Pooling = "last"
+    causal: bool = True
     parameters: int = 0
     size_bytes: int = 0
     description: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +59,15 @@ class Batch:
     `tokens`, `positions` and `sequences` are int32 arrays of one length T: token `tokens[i]`
     stands at `positions[i]` of sequence `sequences[i]`. Positions of one sequence are in rising
     order, without gaps, and continue what the sequence already holds. `logit_rows` are the
-    indices i, rising, whose next-token logits are wanted.
+    indices i, rising, whose next-token logits are wanted. `adapters` are the LoRA adapters that
+    the whole batch is computed with, sorted by name; only an `AdapterRunner` gets any.
     """
 
     tokens: TokenArray
     positions: TokenArray
     sequences: TokenArray
     logit_rows: TokenArray
+    adapters: tuple[AdapterWeight, ...] = ()
 
 
 @runtime_checkable
@@ -128,4 +144,43 @@ class ModelRunner(Protocol):
 
     def close(self) -> None:
         """Release the model. Called once, last."""
+        ...
+
+
+@runtime_checkable
+class AdapterRunner(ModelRunner, Protocol):
+    """A runner with LoRA adapters. KV computed under one set is never used under another."""
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """Make an adapter usable in batches. Raises `ModelFileInvalid` with the true cause."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget a loaded adapter; no sequence is using it."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingRunner(ModelRunner, Protocol):
+    """A runner that gives hidden states; its `info.embedding_size` is above 0."""
+
+    def hidden_states(self, batch: Batch) -> Logits:
+        """Compute the batch as `forward` does; float32 (len(batch.tokens), embedding_size).
+
+        These are the states after the last layer and its norm. `logit_rows` is empty.
+        A model that is not `causal` gets each sequence whole, in one batch, from position 0.
+        """
+        ...
+
+
+@runtime_checkable
+class StateRunner(ModelRunner, Protocol):
+    """A runner whose KV cache can leave the model and come back, bit for bit."""
+
+    def save(self, sequence: int) -> bytes:
+        """The state of a sequence."""
+        ...
+
+    def restore(self, sequence: int, state: bytes, length: int) -> None:
+        """Put a saved state of `length` tokens into an empty sequence. Raises `BackendFailed`."""
         ...

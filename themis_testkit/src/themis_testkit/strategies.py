@@ -16,12 +16,15 @@ from themis_core.messages import (
     FinishReason,
     GenerateEvent,
     GenerateRequest,
+    NamedTool,
     Role,
     SamplingParams,
     Started,
     TokenLogprob,
     Tool,
     ToolCall,
+    ToolCallDelta,
+    ToolChoice,
     Usage,
 )
 from themis_core.messages.request import MAX_LOGPROBS
@@ -64,6 +67,7 @@ def sampling_params(draw: st.DrawFn, *, vocab_size: int = 1000) -> SamplingParam
         top_k=draw(st.integers(0, vocab_size)),
         top_p=draw(st.floats(0, 1, exclude_min=True)),
         min_p=draw(st.floats(0, 1)),
+        typical_p=draw(st.floats(0, 1, exclude_min=True)),
         repetition_penalty=draw(st.floats(0.01, 10)),
         frequency_penalty=draw(st.floats(-2, 2)),
         presence_penalty=draw(st.floats(-2, 2)),
@@ -87,6 +91,7 @@ def chat_messages() -> Strategy[ChatMessage]:
         role=st.sampled_from(get_args(Role)),
         content=texts(),
         name=st.none() | texts(),
+        reasoning=texts(),
         tool_calls=st.lists(calls, max_size=2).map(tuple),
         tool_call_id=st.none() | texts(),
     )
@@ -115,13 +120,26 @@ def generate_requests(draw: st.DrawFn, *, vocab_size: int = 1000) -> GenerateReq
         parameters=st.dictionaries(texts(), json_values(), max_size=3),
     )
     chatting = prompt is None
+    tools = draw(st.lists(tool, max_size=2).map(tuple)) if chatting else ()
+    named = [NamedTool(name=tool.name) for tool in tools]
+    choices: list[ToolChoice] = ["auto", "none"]
+    if named:
+        choices += ["required", *named]
+    choice = draw(st.sampled_from(choices))
+    free = choice in ("auto", "none")
     return GenerateRequest(
         model=draw(texts()),
         prompt=prompt,
         messages=draw(turns) if chatting else (),
-        tools=draw(st.lists(tool, max_size=2).map(tuple)) if chatting else (),
+        tools=tools,
+        tool_choice=choice,
+        parallel_tool_calls=draw(st.booleans()),
+        template_options=(
+            draw(st.dictionaries(texts(), json_values(), max_size=2)) if chatting else {}
+        ),
+        truncate_prompt_tokens=draw(st.none() | st.integers(1, 10_000)),
         sampling=draw(sampling_params(vocab_size=vocab_size)),
-        constraint=draw(st.none() | constraints()),
+        constraint=draw(st.none() | constraints()) if free else None,
         adapters=draw(
             st.lists(
                 st.builds(AdapterWeight, name=texts(min_size=1), weight=_finite), max_size=2
@@ -130,6 +148,7 @@ def generate_requests(draw: st.DrawFn, *, vocab_size: int = 1000) -> GenerateReq
         priority=draw(st.integers(-10, 10)),
         timeout=draw(st.none() | st.floats(1e-3, 1e6)),
         tenant=draw(st.none() | texts()),
+        cache_salt=draw(st.none() | texts()),
     )
 
 
@@ -156,13 +175,29 @@ def token_logprobs() -> Strategy[TokenLogprob]:
 def deltas(*, index: int = 0) -> Strategy[Delta]:
     """New output, with one log-probability for each token or none at all."""
 
-    def build(entries: list[TokenLogprob], text: str, *, logprobs: bool) -> Delta:
-        ids = tuple(entry.token_id for entry in entries)
-        shown = tuple(entries) if logprobs else ()
-        return Delta(index=index, text=text, token_ids=ids, logprobs=shown)
+    def build(
+        entries: list[TokenLogprob],
+        text: str,
+        reasoning: str,
+        calls: list[ToolCallDelta],
+        *,
+        logprobs: bool,
+    ) -> Delta:
+        return Delta(
+            index=index,
+            text=text,
+            token_ids=tuple(entry.token_id for entry in entries),
+            logprobs=tuple(entries) if logprobs else (),
+            reasoning=reasoning,
+            tool_calls=tuple(calls),
+        )
 
     entries = st.lists(token_logprobs(), max_size=3)
-    return st.builds(build, entries, texts(), logprobs=st.booleans())
+    pieces = st.builds(
+        ToolCallDelta, index=st.integers(0, 3), id=texts(), name=texts(), arguments=texts()
+    )
+    calls = st.lists(pieces, max_size=2)
+    return st.builds(build, entries, texts(), texts(), calls, logprobs=st.booleans())
 
 
 def finishes(*, index: int = 0) -> Strategy[Finished]:

@@ -105,7 +105,7 @@ class EchoBackend:
         _check_ids("token_ids", token_ids)
         return decode(token_ids)
 
-    async def load_adapter(self, name: str, path: str) -> None:
+    async def load_adapter(self, name: str, path: str, description: str = "") -> None:
         """Not possible."""
         raise UnsupportedField("An echo takes no adapters.", field="adapters", plugin="echo")
 

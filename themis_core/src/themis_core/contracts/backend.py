@@ -62,12 +62,19 @@ class Backend(Protocol):
         """The text of token ids; bytes that are no character become U+FFFD."""
         ...
 
-    async def load_adapter(self, name: str, path: str) -> None:
-        """Make a LoRA adapter usable in requests. Raises `UnsupportedField`, `ModelFileInvalid`."""
+    async def load_adapter(self, name: str, path: str, description: str = "") -> None:
+        """Make a LoRA adapter usable in requests. `description` is for choosing by the query.
+
+        Raises `UnsupportedField` where adapters are not declared, `ModelFileInvalid` with the
+        cause, and `InvalidRequest` if one of that name is loaded: an adapter never changes under
+        those who use it.
+        """
         ...
 
     async def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; requests that use it finish first. Raises `AdapterNotFound`."""
+        """Forget an adapter. New requests that name it raise `AdapterNotFound` from now on; those
+        that run with it finish first, and this waits for them. Raises `AdapterNotFound`.
+        """
         ...
 
     async def adapters(self) -> tuple[AdapterWeight, ...]:

@@ -1,6 +1,6 @@
 """What travels between the rooms: requests, events and facts about models, as immutable data."""
 
-from themis_core.messages.chat import ChatMessage, Role, Tool, ToolCall
+from themis_core.messages.chat import ChatMessage, NamedTool, Role, Tool, ToolCall, ToolChoice
 from themis_core.messages.events import (
     Choice,
     Completion,
@@ -12,9 +12,16 @@ from themis_core.messages.events import (
     GenerateEvent,
     Started,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
-from themis_core.messages.model import OPTIONAL_FIELDS, BackendStats, Capabilities, ModelInfo
+from themis_core.messages.model import (
+    OPTIONAL_FIELDS,
+    BackendStats,
+    Capabilities,
+    Histogram,
+    ModelInfo,
+)
 from themis_core.messages.request import (
     AdapterWeight,
     Constraint,
@@ -41,13 +48,17 @@ __all__ = [
     "Finished",
     "GenerateEvent",
     "GenerateRequest",
+    "Histogram",
     "ModelInfo",
+    "NamedTool",
     "Role",
     "SamplingParams",
     "Started",
     "TokenLogprob",
     "Tool",
     "ToolCall",
+    "ToolCallDelta",
+    "ToolChoice",
     "Usage",
     "new_request_id",
 ]

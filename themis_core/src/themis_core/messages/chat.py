@@ -18,13 +18,26 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn. `tool_call_id` belongs to role `tool`; `tool_calls` to role `assistant`."""
+    """One turn. `tool_call_id` belongs to role `tool`; `tool_calls` to role `assistant`.
+
+    `reasoning` is what an assistant thought before `content`, for templates that show it.
+    """
 
     role: Role
     content: str = ""
     name: str | None = None
+    reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+
+
+class NamedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """The choice of one tool by name."""
+
+    name: str
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from themis_core.messages.chat import ToolCall
+from themis_core.messages.request import AdapterWeight
+
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -41,10 +44,27 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
-    """The prompt was accepted and is `prompt_tokens` long."""
+    """The prompt was accepted and is `prompt_tokens` long.
+
+    `adapters` are those that were chosen by the query, where the model is set up so.
+    """
 
     prompt_tokens: int
     cached_tokens: int = 0
+    adapters: tuple[AdapterWeight, ...] = ()
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of the call number `index` of a choice.
+
+    The first piece of a call has `id` and `name`, and no later one has; the `arguments` of all,
+    joined, are its JSON text.
+    """
+
+    index: int = 0
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
@@ -53,12 +73,16 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     `text` never ends within a character, so it can lag behind `token_ids`; joined over all deltas
     it is the whole answer. `token_ids` joined are all tokens that were sampled, the one that ended
     the generation included. `logprobs` has one entry for each token id if they were asked for.
+    What the model thought before its answer (`reasoning`) and the calls that it makes
+    (`tool_calls`) are no part of `text`.
     """
 
     index: int = 0
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
@@ -85,6 +109,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason
     matched: str | int | None = None
 

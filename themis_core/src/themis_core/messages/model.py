@@ -11,14 +11,20 @@ OPTIONAL_FIELDS = frozenset(
         "prompt_token_ids",
         "messages",
         "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "template_options",
+        "truncate_prompt_tokens",
         "constraint",
         "adapters",
         "priority",
+        "cache_salt",
         "sampling.min_tokens",
         "sampling.temperature",
         "sampling.top_k",
         "sampling.top_p",
         "sampling.min_p",
+        "sampling.typical_p",
         "sampling.repetition_penalty",
         "sampling.frequency_penalty",
         "sampling.presence_penalty",
@@ -66,10 +72,26 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: Capabilities = Capabilities()
 
 
+class Histogram(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a value fell where. `counts` has one entry more than `bounds`.
+
+    `counts[i]` is of values up to and including `bounds[i]` and above the bound before; the last
+    is of all that are larger. `total` is the sum of all values.
+    """
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = (0,)
+    total: float = 0.0
+
+
 class BackendStats(msgspec.Struct, frozen=True, kw_only=True):
     """Counters since start, and gauges of this moment. KV figures are in tokens.
 
     `steps` counts model evaluations; `cancelled` counts requests whose caller went away.
+    `cached_tokens` of the `prompt_tokens` came from the prefix cache. `kv_used` is what running
+    sequences hold, `kv_cached` what is only kept for later and given up when room is needed.
+    `drafted_tokens` were proposed by speculation, `accepted_tokens` of them were right.
+    `ttft` and `tpot` are in seconds, `batch_sizes` in sequences of one step.
     """
 
     requests: int = 0
@@ -81,5 +103,13 @@ class BackendStats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     steps: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     kv_used: int = 0
+    kv_cached: int = 0
     kv_capacity: int = 0
+    ttft: Histogram = Histogram()
+    tpot: Histogram = Histogram()
+    batch_sizes: Histogram = Histogram()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from themis_core.errors import InvalidRequest
-from themis_core.messages.chat import ChatMessage, Tool
+from themis_core.messages.chat import ChatMessage, NamedTool, Tool, ToolChoice
 
 MAX_LOGPROBS = 20
 
@@ -17,10 +17,10 @@ MAX_LOGPROBS = 20
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is chosen. The defaults change nothing about the model's distribution.
 
-    `temperature` 0 is greedy decoding; then `top_k`, `top_p` and `min_p` have no effect.
-    `top_k` 0 means no limit. `seed` makes sampled output repeatable; without one, a random seed is
-    drawn. `logprobs` is the number of alternatives reported for each token (0: only the chosen
-    one; None: none at all). `max_tokens` None means up to the end of the context.
+    `temperature` 0 is greedy decoding; then `top_k`, `top_p`, `min_p` and `typical_p` have no
+    effect. `top_k` 0 means no limit. `seed` makes sampled output repeatable; without one, a random
+    seed is drawn. `logprobs` is the number of alternatives reported for each token (0: only the
+    chosen one; None: none at all). `max_tokens` None means up to the end of the context.
 
     Raises `InvalidRequest`, naming the field, for values outside its range.
     """
@@ -31,6 +31,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
@@ -57,6 +58,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _check(self.top_k >= 0, "top_k", self, "0 (no limit) or more")
         _check(0.0 < self.top_p <= 1.0, "top_p", self, "above 0 and at most 1")
         _check(0.0 <= self.min_p <= 1.0, "min_p", self, "between 0 and 1")
+        _check(0.0 < self.typical_p <= 1.0, "typical_p", self, "above 0 and at most 1")
         _check(0.0 < self.repetition_penalty < math.inf, "repetition_penalty", self, "above 0")
         for name in ("frequency_penalty", "presence_penalty"):
             _check(-2.0 <= getattr(self, name) <= 2.0, name, self, "between -2 and 2")
@@ -113,8 +115,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One generation. Exactly one of `prompt` (text or token ids) and `messages` is given.
 
     A text `prompt` is completed as it is; special tokens written in it are plain text. `messages`
-    pass through the model's chat template. `timeout` is in seconds from acceptance. `tenant`
-    separates accounts for quotas and caches. An empty `model` means the default model.
+    pass through the model's chat template, which gets `template_options` as further variables.
+    `truncate_prompt_tokens` keeps so many tokens of the prompt, its last; without it no prompt is
+    ever cut. `timeout` is in seconds from acceptance. `tenant` separates accounts for quotas and
+    caches; `cache_salt` separates prefix caches within one. An empty `model` means the default
+    model.
 
     Raises `InvalidRequest`, naming the field, for combinations that mean nothing.
     """
@@ -123,12 +128,17 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | tuple[int, ...] | None = None
     messages: tuple[ChatMessage, ...] = ()
     tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    template_options: dict[str, Any] = {}
+    truncate_prompt_tokens: int | None = None
     sampling: SamplingParams = SamplingParams()
     constraint: Constraint | None = None
     adapters: tuple[AdapterWeight, ...] = ()
     priority: int = 0
     timeout: float | None = None
     tenant: str | None = None
+    cache_salt: str | None = None
     request_id: str = msgspec.field(default_factory=new_request_id)
 
     def __post_init__(self) -> None:
@@ -142,9 +152,37 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidRequest("prompt is empty.", field="prompt", remedy="Give some text.")
         if self.tools and not self.messages:
             raise InvalidRequest("tools need messages, not a prompt.", field="tools")
+        if self.template_options and not self.messages:
+            raise InvalidRequest(
+                "template_options need messages, not a prompt.", field="template_options"
+            )
+        self._check_tool_choice()
+        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1:
+            raise InvalidRequest(
+                f"truncate_prompt_tokens is {self.truncate_prompt_tokens}, but must be at least 1.",
+                field="truncate_prompt_tokens",
+            )
         if self.timeout is not None and not self.timeout > 0:
             raise InvalidRequest(
                 f"timeout is {self.timeout!r}, but must be above 0 seconds.", field="timeout"
+            )
+
+    def _check_tool_choice(self) -> None:
+        choice = self.tool_choice
+        if choice in ("auto", "none"):
+            return
+        if not self.tools:
+            raise InvalidRequest("tool_choice needs tools.", field="tool_choice")
+        if isinstance(choice, NamedTool) and choice.name not in {t.name for t in self.tools}:
+            raise InvalidRequest(
+                f"tool_choice names {choice.name!r}, which is not among the tools.",
+                field="tool_choice",
+                remedy=f"Tools are {', '.join(repr(t.name) for t in self.tools)}.",
+            )
+        if self.constraint is not None:
+            raise InvalidRequest(
+                "A constraint and a tool_choice that forces a call exclude each other.",
+                field="tool_choice",
             )
 
 

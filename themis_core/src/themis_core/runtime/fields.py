@@ -14,6 +14,10 @@ from themis_core.messages import (
 
 _DEFAULTS = SamplingParams()
 _SAMPLING = tuple(name for name in SamplingParams.__struct_fields__)
+_REQUEST = {field.name: field.default for field in msgspec.structs.fields(GenerateRequest)} | {
+    "template_options": {}
+}
+_OTHERS = tuple(name for name in _REQUEST if name in OPTIONAL_FIELDS)
 
 
 def used_fields(request: GenerateRequest) -> set[str]:
@@ -25,8 +29,8 @@ def used_fields(request: GenerateRequest) -> set[str]:
     }
     if isinstance(request.prompt, tuple):
         used.add("prompt_token_ids")
-    for name in ("messages", "tools", "constraint", "adapters", "priority"):
-        if getattr(request, name):
+    for name in _OTHERS:
+        if getattr(request, name) != _REQUEST[name]:
             used.add(name)
     return used & OPTIONAL_FIELDS
 

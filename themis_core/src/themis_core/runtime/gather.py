@@ -12,6 +12,7 @@ from themis_core.messages import (
     Finished,
     GenerateEvent,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 
@@ -21,6 +22,21 @@ class _Partial:
         self.text: list[str] = []
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.reasoning: list[str] = []
+        self.tool_calls: dict[int, ToolCall] = {}
+
+    def add(self, delta: Delta) -> None:
+        self.text.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
+        self.reasoning.append(delta.reasoning)
+        for piece in delta.tool_calls:
+            call = self.tool_calls.get(piece.index)
+            self.tool_calls[piece.index] = ToolCall(
+                id=piece.id or (call.id if call else ""),
+                name=piece.name or (call.name if call else ""),
+                arguments=(call.arguments if call else "") + piece.arguments,
+            )
 
 
 async def gather(events: AsyncIterator[GenerateEvent], request_id: str, model: str) -> Completion:
@@ -31,10 +47,7 @@ async def gather(events: AsyncIterator[GenerateEvent], request_id: str, model: s
     async for event in events:
         match event:
             case Delta(index=index):
-                part = partial.setdefault(index, _Partial())
-                part.text.append(event.text)
-                part.token_ids += event.token_ids
-                part.logprobs += event.logprobs
+                partial.setdefault(index, _Partial()).add(event)
             case Finished(index=index):
                 part = partial.setdefault(index, _Partial())
                 choices.append(_choice(event, part))
@@ -50,6 +63,8 @@ def _choice(finished: Finished, part: _Partial) -> Choice:
         text="".join(part.text),
         token_ids=tuple(part.token_ids),
         logprobs=tuple(part.logprobs),
+        reasoning="".join(part.reasoning),
+        tool_calls=tuple(call for _, call in sorted(part.tool_calls.items())),
         finish_reason=finished.reason,
         matched=finished.matched,
     )

@@ -150,7 +150,7 @@ class ScriptedBackend:
         self._running()
         raise UnsupportedField("A scripted backend has no tokenizer.", field="token_ids")
 
-    async def load_adapter(self, name: str, path: str) -> None:
+    async def load_adapter(self, name: str, path: str, description: str = "") -> None:
         """Not possible."""
         raise UnsupportedField("A scripted backend takes no adapters.", field="adapters")
 
