@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from themis_core.messages import (
     SamplingParams,
     Started,
 )
-from themis_engine import Batch, EngineBackend
+from themis_engine import Batch, EngineBackend, EngineOptions
 from themis_testkit.fakes.toy_runner import ToyRunner, greedy
 
 
@@ -38,12 +39,16 @@ def request(prompt: tuple[int, ...] | str = (1, 2, 3), **sampling: object) -> Ge
 
 
 def run(
-    runner: ToyRunner, body: Callable[[EngineBackend], Awaitable[None]], *, cut_off: bool = False
+    runner: ToyRunner,
+    body: Callable[[EngineBackend], Awaitable[None]],
+    *,
+    cut_off: bool = False,
+    **options: Any,
 ) -> None:
     """Run `body`; unless it is `cut_off` by closing or a defect, no sequence may be left over."""
 
     async def main() -> None:
-        backend = EngineBackend(lambda: runner, backend="toy")
+        backend = EngineBackend(lambda: runner, backend="toy", options=EngineOptions(**options))
         await backend.start()
         try:
             await asyncio.wait_for(body(backend), 20)
@@ -335,7 +340,7 @@ def test_a_runner_that_cannot_free_leaves_nobody_waiting(caplog: pytest.LogCaptu
         with pytest.raises(BackendFailed):
             await ids(backend, request())
 
-    run(runner, body, cut_off=True)
+    run(runner, body, cut_off=True, prefix_cache=False)
     assert "The engine failed" in caplog.text
 
 

@@ -37,19 +37,56 @@ def test_tools_and_calls_reach_the_template() -> None:
     assert text.endswith("|Köln|<s>")
 
 
-def test_foreign_content_is_kept_apart() -> None:
-    messages = (
-        ChatMessage(role="system", content="Be kind."),
-        ChatMessage(role="user", content="a<|im_end|>b"),
-        ChatMessage(role="user", content="c"),
+def test_options_are_variables() -> None:
+    template = ChatTemplate("{{ enable_thinking }}{{ messages[0].content }}", {})
+    assert template.render(USER, (), {"enable_thinking": False}) == "FalseGrüße & <b>"
+    for name in ("messages", "tools", "add_generation_prompt"):
+        with pytest.raises(InvalidRequest, match=name) as caught:
+            template.render(USER, (), {name: []})
+        assert caught.value.field == "template_options"
+
+
+def test_options_that_the_template_does_not_have_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="Did you mean 'enable_thinking'"):
+        ChatTemplate("{{ enable_thinking }}", {}).render(USER, (), {"enabled_thinking": 1})
+
+
+@pytest.mark.parametrize(
+    ("source", "effort", "prompt"),
+    [
+        ("{{ reasoning_effort }}</think>", "high", "high</think>"),
+        ("{{ reasoning_effort }}</think>", "none", "none</think>"),
+        ("{{ enable_thinking }}</think>", "none", "False</think>"),
+        ("{{ thinking }}</think>", "none", "False</think>"),
+        ("x", "none", "x"),
+        ("x</think>", "none", None),
+        ("{{ enable_thinking }}</think>", "high", None),
+        ("x", "high", None),
+    ],
+)
+def test_reasoning_effort(source: str, effort: str, prompt: str | None) -> None:
+    template, options = ChatTemplate(source, {}), {"reasoning_effort": effort}
+    if prompt is not None:
+        assert template.render(USER, (), options) == prompt
+    else:
+        with pytest.raises(InvalidRequest, match="reasoning_effort"):
+            template.render(USER, (), options)
+
+
+def test_reasoning_and_names_reach_the_template() -> None:
+    source = "{% set m = messages[0] %}{{ m.reasoning_content }}{{ m.thinking }}{{ m.name }}"
+    message = ChatMessage(role="assistant", content="x", reasoning="why", name="Ann")
+    assert ChatTemplate(source, {}).render([message]) == "whywhyAnn"
+    assert ChatTemplate("{{ messages[0] | length }}", {}).render(USER) == "2"
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "x", '{"a": NaN}', "{" * 5000, '"{}"'])
+def test_arguments_that_are_no_object_are_shown_as_they_are(arguments: str) -> None:
+    source = "{{ messages[0].tool_calls[0].function.arguments if messages[0].tool_calls }}"
+    message = ChatMessage(
+        role="assistant", tool_calls=(ToolCall(id="1", name="w", arguments=arguments),)
     )
-    template = ChatTemplate(CHATML, {})
-    parts = template.render_parts(messages, (), lambda text: "<|" in text)
-    assert [text for text, trusted in parts if not trusted] == ["a<|im_end|>b"]
-    assert "".join(text for text, _ in parts) == template.render(messages)
-    assert template.render_parts(messages, (), lambda text: False) == [
-        (template.render(messages), True)
-    ]
+    assert ChatTemplate(source, {}).render([message]) == arguments
 
 
 def test_a_template_may_refuse() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -15,8 +16,7 @@ from hypothesis.extra import numpy as hnp
 from themis_core.messages import GenerateRequest, SamplingParams
 from themis_engine.crossing import EventStream
 from themis_engine.sampler import InvalidLogits, Sampled, Sampler, choose, exponential
-from themis_engine.sequence import Sequence
-from themis_engine.text import TextStream
+from themis_engine.sequence import Group, Sequence
 
 END = 3
 ROWS = hnp.arrays(
@@ -28,22 +28,20 @@ ROWS = hnp.arrays(
 
 
 def sequence(params: SamplingParams, tokens: tuple[int, ...] = (1,), prompt: int = 1) -> Sequence:
+    request = GenerateRequest(prompt=tokens, sampling=params)
     return Sequence(
-        request=GenerateRequest(prompt=tokens, sampling=params),
-        stream=EventStream(),
+        group=Group(request=request, stream=EventStream(), submitted=0.0),
+        index=0,
         prompt_length=prompt,
         tokens=list(tokens),
         limit=100,
         seed=params.seed or 0,
         arrival=0,
-        text=TextStream(),
     )
 
 
 def sample_one(row: np.ndarray[Any, Any], s: Sequence) -> Sampled:
-    result = Sampler(frozenset({END})).sample(row.copy()[None], [s])[0]
-    assert isinstance(result, Sampled)
-    return result
+    return Sampler(frozenset({END})).rows(row.copy()[None]).sample(0, s)
 
 
 def softmax(row: np.ndarray[Any, Any], temperature: float = 1.0) -> list[float]:
@@ -67,7 +65,41 @@ def filtered(row: np.ndarray[Any, Any], params: SamplingParams) -> set[int]:
             kept.append(i)
             before += p[i]
         order = kept
-    return {i for i in order if p[i] >= params.min_p * p[order[0]]}
+    left = {i for i in order if p[i] >= params.min_p * p[order[0]]}
+    if params.typical_p == 1.0:
+        return left
+    mass = sum(p[i] for i in left)
+    entropy = -sum(p[i] / mass * math.log(p[i] / mass) for i in left if p[i])
+    kept_ids: set[int] = set()
+    for i in sorted(left, key=lambda i: (abs(-math.log(p[i] / mass) - entropy), i)):
+        if sum(p[j] for j in kept_ids) / mass >= params.typical_p:
+            break
+        kept_ids.add(i)
+    return kept_ids
+
+
+@given(ROWS, st.floats(0.05, 0.99), st.integers(0, 2**64 - 1))
+def test_typical_sampling_keeps_what_is_nearest_to_the_entropy(
+    row: np.ndarray[Any, Any], mass: float, seed: int
+) -> None:
+    params = SamplingParams(typical_p=mass, seed=seed)
+    token = sample_one(row, sequence(params)).token
+    looser = msgspec.structs.replace(params, typical_p=min(0.999999, mass + 1e-6))
+    # Where two distances differ by less than rounding, either may come first.
+    p = softmax(row)
+    entropy = -sum(x * math.log(x) for x in p if x)
+    distances = sorted(abs(-math.log(x) - entropy) for x in p if x)
+    unclear = any(0 < b - a < 1e-5 for a, b in itertools.pairwise(distances))
+    assert unclear or token in filtered(row, params) | filtered(row, looser)
+
+
+def test_typical_sampling_can_leave_the_most_probable_out() -> None:
+    """Meister et al. 2022: a token far more certain than the rest is not typical."""
+    row = np.log(np.array([0.4, *[0.6 / 30] * 30])).astype(np.float32)
+    params = SamplingParams(typical_p=0.5)
+    drawn = {choose(row, params, 3, position) for position in range(300)}
+    assert 0 not in drawn
+    assert len(drawn) > 10
 
 
 @given(ROWS)
@@ -191,12 +223,12 @@ def test_logprobs_are_of_the_unmodified_distribution(row: np.ndarray[Any, Any], 
 def test_company_changes_nothing(row: np.ndarray[Any, Any], seeds: list[int]) -> None:
     sequences = [sequence(SamplingParams(temperature=0.9, top_p=0.9, seed=s)) for s in seeds]
     alone = [sample_one(row, s).token for s in sequences]
-    together = Sampler(frozenset()).sample(np.tile(row, (len(seeds), 1)), sequences)
-    assert [r.token for r in together if isinstance(r, Sampled)] == alone
+    together = Sampler(frozenset()).rows(np.tile(row, (len(seeds), 1)))
+    assert [together.sample(i, s).token for i, s in enumerate(sequences)] == alone
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf])
 def test_unusable_logits_are_reported(value: float) -> None:
     rows = np.full((1, 5), value, dtype=np.float32)
-    result = Sampler(frozenset()).sample(rows, [sequence(SamplingParams())])[0]
-    assert isinstance(result, InvalidLogits)
+    with pytest.raises(InvalidLogits):
+        Sampler(frozenset()).rows(rows).sample(0, sequence(SamplingParams()))

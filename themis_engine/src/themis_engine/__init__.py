@@ -3,8 +3,9 @@
 Write a `ModelRunner`, and `EngineBackend(load, backend="mine")` makes a `Backend` of it.
 """
 
-from themis_engine.backend import EngineBackend, EngineOptions
+from themis_engine.backend import EngineBackend
 from themis_engine.byte_tokenizer import ByteTokenizer
+from themis_engine.options import AdapterFile, EngineOptions
 from themis_engine.runner import (
     AdapterRunner,
     Batch,
@@ -19,6 +20,7 @@ from themis_engine.runner import (
 )
 
 __all__ = [
+    "AdapterFile",
     "AdapterRunner",
     "Batch",
     "ByteTokenizer",

@@ -27,6 +27,11 @@ class ByteTokenizer:
         """None: no special token has a text."""
         return {}
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """None: the end token has no text."""
+        return {}
+
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
         """The UTF-8 bytes of the text."""
         return list(text.encode())

@@ -1,34 +1,70 @@
-"""The one crossing from the engine thread into asyncio: all events of a step in one call."""
+"""The one crossing from the engine thread into asyncio: all that a step brought, in one call.
+
+Only tokens cross. What they mean as text is worked out on the other side (`output.py`), while the
+engine thread already computes the next step.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from themis_core.errors import ThemisError
-from themis_core.messages import GenerateEvent
+
+if TYPE_CHECKING:
+    from themis_engine.sampler import Sampled
 
 T = TypeVar("T")
-Item = GenerateEvent | ThemisError
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The request runs; so many of its prompt's tokens were there already."""
+
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A choice has its last token: at its limit, or because of the token itself.
+
+    A `silent` one is no part of the text. `matched` is the stop token id that it was.
+    """
+
+    at_limit: bool = False
+    silent: bool = False
+    matched: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens of choice `index`, and whether they are its last."""
+
+    index: int
+    sampled: list[Sampled]
+    ended: Ended | None = None
+
+
+Item = Begun | Tokens | ThemisError
 
 
 class EventStream:
     """The asyncio end of one request. Everything here runs on the event loop's thread."""
 
     def __init__(self) -> None:
-        self._items: deque[Item] = deque()
+        self._items: list[Item] = []
         self._waiter: asyncio.Future[None] | None = None
 
     def deliver(self, items: list[Item]) -> None:
         """Append items and wake the reader."""
-        self._items.extend(items)
+        self._items += items
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next(self) -> GenerateEvent:
-        """The next event. Raises the error that was delivered in its place.
+    async def take(self) -> list[Item]:
+        """All items that have come since, at least one.
 
         Only one task may wait here at a time; cancelling it loses nothing.
         """
@@ -38,10 +74,8 @@ class EventStream:
                 await self._waiter
             finally:
                 self._waiter = None
-        item = self._items.popleft()
-        if isinstance(item, ThemisError):
-            raise item
-        return item
+        items, self._items = self._items, []
+        return items
 
 
 class Crossing:

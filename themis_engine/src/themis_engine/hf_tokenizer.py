@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
@@ -44,6 +45,10 @@ class HfTokenizer:
         self._start = self._start_tokens(config.get("add_bos_token"))
         self._end_tokens = self._find_end_tokens(directory)
         self._bytes = self._byte_table(_piece_reader(file, declared))
+        vocabulary = self._special.get_vocab(with_added_tokens=True)
+        self._special_tokens = MappingProxyType(
+            {text: token for text, token in vocabulary.items() if text and not self._bytes[token]}
+        )
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -59,6 +64,11 @@ class HfTokenizer:
     def template_tokens(self) -> dict[str, str]:
         """`bos_token` and `eos_token`, those that are declared."""
         return dict(self._template_tokens)
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The added tokens that the tokenizer calls special, by their text."""
+        return self._special_tokens
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
         """Token ids of `text`, with the model's start tokens, which are never added twice.

@@ -6,6 +6,7 @@ engine does with it. `EngineBackend(load)` turns a function that returns a runne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -87,6 +88,15 @@ class Tokenizer(Protocol):
     @property
     def template_tokens(self) -> dict[str, str]:
         """Texts that templates refer to by name: `bos_token`, `eos_token`."""
+        ...
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Text → id of every token that has a text and yet stands for no bytes in the output.
+
+        These are control tokens such as `<|im_end|>`. What a model writes as text, `<tool_call>`
+        for instance, is not among them, even if it is one token.
+        """
         ...
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:

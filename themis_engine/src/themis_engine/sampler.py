@@ -1,13 +1,16 @@
 """Choosing the next token for every row of a batch.
 
 The order of operations is fixed: repetition, frequency and presence penalties; logit bias;
-`min_tokens`; temperature; top-k; top-p; min-p; then the Gumbel-max draw. Its noise depends only on
-seed, position and token, so company in the batch never changes what a row draws, and a rounding
-difference in the logits matters only if it reaches the distance between the two best scores.
+`min_tokens`; the constraint; temperature; top-k; top-p; min-p; typical-p; then the Gumbel-max draw.
+Its noise depends only on seed, position and token, so company in the batch never changes what a row
+draws, and a rounding difference in the logits matters only if it reaches the distance between the
+two best scores. A draft that is verified with the same noise is accepted exactly when it is what
+would have been drawn without it.
 
 Sources of the formulas: repetition penalty, Keskar et al. 2019 (CTRL), over prompt and output;
 frequency and presence penalties, the OpenAI API reference, over the output; top-p, Holtzman et
-al. 2020 (nucleus sampling); min-p, Nguyen et al. 2024; Gumbel-max, Maddison et al. 2014.
+al. 2020 (nucleus sampling); min-p, Nguyen et al. 2024; typical-p, Meister et al. 2022 (locally
+typical sampling); Gumbel-max, Maddison et al. 2014.
 """
 
 from __future__ import annotations
@@ -46,45 +49,24 @@ class Sampler:
     def __init__(self, end_tokens: frozenset[int]) -> None:
         self._end_tokens = np.array(sorted(end_tokens), dtype=np.intp)
 
-    def sample(self, logits: Logits, sequences: list[Sequence]) -> list[Sampled | InvalidLogits]:
-        """One result for each row of `logits`, shape (rows, vocabulary); may overwrite them."""
-        before = [
-            logits[i].copy() if s.sampling.logprobs is not None and self._adjusts(s) else None
-            for i, s in enumerate(sequences)
-        ]
-        for row, sequence in zip(logits, sequences, strict=True):
-            self._adjust(row, sequence)
-        best = logits.argmax(axis=1)
-        results: list[Sampled | InvalidLogits] = []
-        for i, sequence in enumerate(sequences):
-            row, params = logits[i], sequence.sampling
-            token = int(best[i])
-            if not np.isfinite(row[token]):
-                results.append(InvalidLogits(f"the best logit is {row[token]}"))
-                continue
-            if not params.greedy:
-                token = choose(row, params, sequence.seed, len(sequence.tokens))
-            if params.logprobs is None:
-                results.append(Sampled(token))
-            else:
-                original = before[i]
-                results.append(_report(row if original is None else original, token, params))
-        return results
+    def rows(self, logits: Logits) -> Rows:
+        """Get ready to sample from logits of shape (rows, vocabulary), which may be overwritten."""
+        return Rows(self, logits)
 
-    def _adjusts(self, sequence: Sequence) -> bool:
+    def adjusts(self, sequence: Sequence) -> bool:
+        """True if the logits are changed before a token is chosen."""
         p = sequence.sampling
         return (
-            p.repetition_penalty != 1.0
+            sequence.matcher is not None
+            or p.repetition_penalty != 1.0
             or p.frequency_penalty != 0.0
             or p.presence_penalty != 0.0
             or bool(p.logit_bias)
             or sequence.generated < p.min_tokens
         )
 
-    def _adjust(self, row: Row, sequence: Sequence) -> None:
-        """Penalties, bias and `min_tokens`, in place."""
-        if not self._adjusts(sequence):
-            return
+    def adjust(self, row: Row, sequence: Sequence) -> None:
+        """Penalties, bias, `min_tokens` and the constraint, in place."""
         params = sequence.sampling
         if params.repetition_penalty != 1.0:
             seen = np.unique(np.array(sequence.tokens, dtype=np.intp))
@@ -102,6 +84,38 @@ class Sampler:
         if sequence.generated < params.min_tokens:
             row[self._end_tokens] = -np.inf
             row[list(params.stop_token_ids)] = -np.inf
+        if sequence.matcher is not None:
+            sequence.matcher.mask(row)
+
+
+class Rows:
+    """The logits of one step. Rows of one sequence are sampled in order, as it grows."""
+
+    def __init__(self, sampler: Sampler, logits: Logits) -> None:
+        self._sampler = sampler
+        self._logits = logits
+        # For all rows in one pass: most need nothing else.
+        self._best = logits.argmax(axis=1) if len(logits) else np.empty(0, np.intp)
+
+    def sample(self, index: int, sequence: Sequence) -> Sampled:
+        """The token after `sequence.tokens`.
+
+        Raises `InvalidLogits`, and the `ThemisError` of a constraint that cannot go on.
+        """
+        row, params = self._logits[index], sequence.sampling
+        token, original = int(self._best[index]), row
+        if self._sampler.adjusts(sequence):
+            if params.logprobs is not None:
+                original = row.copy()
+            self._sampler.adjust(row, sequence)
+            token = int(row.argmax())
+        if not np.isfinite(row[token]):
+            raise InvalidLogits(f"the best logit is {row[token]}")
+        if not params.greedy:
+            token = choose(row, params, sequence.seed, len(sequence.tokens))
+        if params.logprobs is None:
+            return Sampled(token)
+        return _report(original, token, params)
 
 
 def choose(row: Row, params: SamplingParams, seed: int, position: int) -> int:
@@ -114,13 +128,19 @@ def choose(row: Row, params: SamplingParams, seed: int, position: int) -> int:
 
 
 def _survivors(weights: Row, params: SamplingParams) -> Ids:
-    """Ids left by top-k, top-p and min-p; `weights` are probabilities over the largest one.
+    """Ids left by top-k, top-p, min-p and typical-p; `weights` are probabilities over the largest.
 
     Ties are broken by the lower id.
     """
     if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
         # What is left out has less mass, all together, than a float32 can add to 1.
-        return np.flatnonzero(weights >= _NEGLIGIBLE)
+        ids = np.flatnonzero(weights >= _NEGLIGIBLE)
+    else:
+        ids = _most_probable(weights, params)
+    return ids if params.typical_p == 1.0 else _typical(weights, ids, params.typical_p)
+
+
+def _most_probable(weights: Row, params: SamplingParams) -> Ids:
     ids = _candidates(weights, params)
     ids = ids[np.lexsort((ids, -weights[ids]))]
     if params.top_k:
@@ -133,6 +153,17 @@ def _survivors(weights: Row, params: SamplingParams) -> Ids:
     if params.min_p > 0.0:
         ids = ids[weights[ids] >= params.min_p * weights[ids[0]]]
     return ids
+
+
+def _typical(weights: Row, ids: Ids, mass: float) -> Ids:
+    """The ids whose information is nearest to the entropy, until they have so much mass."""
+    probabilities = weights[ids].astype(np.float64)
+    probabilities /= probabilities.sum()
+    information = -np.log(probabilities)
+    distance = np.abs(information - (probabilities * information).sum())
+    order = np.lexsort((ids, distance))
+    cumulative = np.cumsum(probabilities[order])
+    return ids[order[: int(np.searchsorted(cumulative, mass, side="left")) + 1]]
 
 
 def _candidates(weights: Row, params: SamplingParams) -> Ids:
