@@ -75,9 +75,10 @@ class WrongUsage(Faithful):
 
 class SplitsCharacters(Faithful):
     def change_event(self, event: GenerateEvent) -> list[GenerateEvent]:
-        if not isinstance(event, Delta) or self._runner is None:
+        if not isinstance(event, Delta) or self._running is None:
             return [event]
-        pieces = [self._runner.tokenizer.token_bytes(token) for token in event.token_ids]
+        tokenizer = self._running.runner.tokenizer
+        pieces = [tokenizer.token_bytes(token) for token in event.token_ids]
         return [replace(event, text="".join(piece.decode("utf-8", "replace") for piece in pieces))]
 
 

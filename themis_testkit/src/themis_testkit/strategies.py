@@ -127,6 +127,8 @@ def generate_requests(draw: st.DrawFn, *, vocab_size: int = 1000) -> GenerateReq
         choices += ["required", *named]
     choice = draw(st.sampled_from(choices))
     free = choice in ("auto", "none")
+    sampling = draw(sampling_params(vocab_size=vocab_size))
+    resumable = sampling.n == 1
     return GenerateRequest(
         model=draw(texts()),
         prompt=prompt,
@@ -138,7 +140,8 @@ def generate_requests(draw: st.DrawFn, *, vocab_size: int = 1000) -> GenerateReq
             draw(st.dictionaries(texts(), json_values(), max_size=2)) if chatting else {}
         ),
         truncate_prompt_tokens=draw(st.none() | st.integers(1, 10_000)),
-        sampling=draw(sampling_params(vocab_size=vocab_size)),
+        sampling=sampling,
+        resume_token_ids=draw(token_ids(vocab_size=vocab_size)) if resumable else (),
         constraint=draw(st.none() | constraints()) if free else None,
         adapters=draw(
             st.lists(

@@ -13,16 +13,23 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{module}"
         for module in (
+            "adapters",
             "answers",
             "base",
             "cancelling",
+            "choices",
             "company",
+            "constraints",
+            "embeddings",
             "extras",
             "lifecycle",
             "refusals",
+            "resuming",
+            "reuse",
             "sampling",
             "statistics",
             "stopping",
+            "tools",
         )
     )
 )

@@ -105,7 +105,8 @@ class AnswerChecks(ConformanceBase):
         """`Capabilities`: "`deterministic` means that greedy output is the same on each run."."""
         need(backend, "deterministic", "sampling.temperature")
         first = await self.answer(backend)
-        assert await self.answer(backend) == first
+        for _ in range(4):  # Chance could give the same twice.
+            assert await self.answer(backend) == first
 
     @on_backend
     async def test_prompt_as_token_ids(self, backend: Backend) -> None:

@@ -15,15 +15,13 @@ from themis_core.messages import (
     Choice,
     Completion,
     Delta,
-    Done,
-    Finished,
     GenerateEvent,
     GenerateRequest,
     ModelInfo,
     SamplingParams,
     Started,
-    Usage,
 )
+from themis_core.runtime.gather import Gathering
 
 BackendFactory = Callable[[], Backend]
 
@@ -48,6 +46,9 @@ class ConformanceBase:
 
     has_one_answer: ClassVar[bool] = False
     """True if every prompt has just one possible answer, whatever the seed."""
+
+    caches: ClassVar[bool] = False
+    """True if the backend keeps prefixes of prompts, so that `cached_tokens` must show it."""
 
     deadline: ClassVar[float] = 60.0
     """Seconds after which a check has failed."""
@@ -145,23 +146,10 @@ async def complete(backend: Backend, request: GenerateRequest) -> Completion:
 
 def completion(request: GenerateRequest, events: list[GenerateEvent]) -> Completion:
     """Put events together, the choices by index."""
-    choices = []
-    for end in sorted((e for e in events if isinstance(e, Finished)), key=lambda e: e.index):
-        deltas = [e for e in events if isinstance(e, Delta) and e.index == end.index]
-        choices.append(
-            Choice(
-                index=end.index,
-                text="".join(delta.text for delta in deltas),
-                token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-                logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
-                finish_reason=end.reason,
-                matched=end.matched,
-            )
-        )
-    usage = next((e.usage for e in events if isinstance(e, Done)), Usage())
-    return Completion(
-        request_id=request.request_id, model=request.model, choices=tuple(choices), usage=usage
-    )
+    gathering = Gathering()
+    for event in events:
+        gathering.add(event)
+    return gathering.completion(request.request_id, request.model)
 
 
 async def begin(backend: Backend, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:

@@ -6,6 +6,8 @@ head. Weights are stored as Hugging Face stores them, (output, input), hence the
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from themis_core.errors import ModelFileInvalid
 from themis_testkit.reference.config import LlamaConfig, read_config
+from themis_testkit.reference.lora import Lora
 from themis_testkit.reference.safetensors import Array, read_safetensors
 
 
@@ -42,6 +45,20 @@ class NumpyLlama:
         file = directory / "model.safetensors"
         self._weights = read_safetensors(file)
         _check_shapes(file, self.config, self._weights)
+
+    def adapter(self, directory: Path) -> Lora:
+        """An adapter for this model. Raises `ModelFileInvalid` if it cannot be used."""
+        return Lora(directory, self._weights)
+
+    def adapted(self, loras: Mapping[Lora, float]) -> NumpyLlama:
+        """The same model with adapters, each with its weight; it shares what they leave alone."""
+        other = copy.copy(self)
+        other._weights = dict(self._weights)
+        for lora, weight in loras.items():
+            for name in lora.names:
+                delta = lora.delta(name)
+                other._weights[name] = other._weights[name] + np.float32(weight) * delta
+        return other
 
     @property
     def parameters(self) -> int:
@@ -73,11 +90,15 @@ class NumpyLlama:
             hidden = hidden + self._mlp(normed, f"{prefix}.mlp")
         return hidden, KVCache(tuple(keys), tuple(values))
 
+    def final(self, hidden: Array) -> Array:
+        """Hidden states after the last norm, of the same shape."""
+        return self._norm(hidden, "model.norm")
+
     def logits(self, hidden: Array) -> Array:
         """Next-token logits (rows, vocabulary) of hidden states (rows, hidden_size)."""
         tied = self.config.tie_word_embeddings
         head = self._weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
-        return product(self._norm(hidden, "model.norm"), head)
+        return product(self.final(hidden), head)
 
     def _linear(self, x: Array, name: str) -> Array:
         return product(x, self._weights[f"{name}.weight"])
