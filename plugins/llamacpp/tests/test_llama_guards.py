@@ -24,6 +24,7 @@ DATA = GOOD.read_bytes()
 
 def made(**changes: object) -> LlamaRunner:
     values: dict[str, object] = {"path": str(GOOD), "threads": 1, "parallel": 4, "kv_tokens": 2048}
+    values["prefix_sequences"] = 0
     return LlamaRunner(LlamaCppSettings(**(values | changes)))  # type: ignore[arg-type]
 
 

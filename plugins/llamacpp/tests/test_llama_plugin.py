@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,6 +14,7 @@ from themis_core.contracts import Backend
 from themis_llamacpp.plugin import themis_backends
 from themis_llamacpp.settings import LlamaCppSettings
 from themis_testkit import BackendConformance
+from themis_testkit.conformance.embeddings import EmbeddingChecks
 from themis_tiny_model import path
 
 
@@ -34,10 +36,52 @@ def test_every_setting_is_described_and_documented() -> None:
 class TestLlamaCpp(BackendConformance):
     """llama.cpp on the bundled model."""
 
+    caches = True
+    changes: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture
+    def adapter_files(self) -> list[tuple[str, str]]:
+        return [(name, str(path(f"lora-{name}-gguf"))) for name in ("german", "json")]
+
     @pytest.fixture
     def backend_factory(self) -> Callable[[], Backend]:
         pytest.importorskip("llama_cpp")
         from themis_llamacpp.backend import create
 
-        settings = LlamaCppSettings(path=str(path("gguf-f16")), threads=1, parallel=16)
+        values: dict[str, Any] = {"path": str(path("gguf-f16")), "threads": 1, "parallel": 16}
+        settings = values | self.changes
+        return lambda: create(LlamaCppSettings(**settings))
+
+
+class TestLlamaCppSplit(TestLlamaCpp):
+    """Each sequence with a KV cache of its own."""
+
+    changes = {"kv_unified": False}
+
+
+class TestLlamaCppLookup(TestLlamaCpp):
+    """Guessing from the text itself."""
+
+    changes = {"speculation": "lookup"}
+
+
+class TestLlamaCppDraft(TestLlamaCpp):
+    """Guessing with the draft model."""
+
+    changes = {"speculation": "draft", "draft_path": str(path("draft-gguf-f16"))}
+
+
+class TestEncoder(EmbeddingChecks):
+    """llama.cpp on an encoder, which only embeds."""
+
+    @pytest.fixture
+    def backend_factory(self, tmp_path: Path) -> Callable[[], Backend]:
+        pytest.importorskip("llama_cpp")
+        pytest.importorskip("gguf")
+        from themis_llamacpp.backend import create
+
+        from .tiny_models import bert
+
+        bert(tmp_path / "bert.gguf")
+        settings = LlamaCppSettings(path=str(tmp_path / "bert.gguf"), threads=1, parallel=4)
         return lambda: create(settings)

@@ -13,6 +13,8 @@ pytest.importorskip("llama_cpp")
 
 from themis_core.errors import BackendFailed, ModelLoadFailed
 from themis_engine import Batch, Logits
+from themis_llamacpp import runner as runner_module
+from themis_llamacpp.native import lib
 from themis_llamacpp.runner import LlamaRunner
 from themis_llamacpp.settings import LlamaCppSettings
 from themis_llamacpp.tokenizer import LlamaTokenizer
@@ -138,7 +140,7 @@ def test_the_description_is_the_models(runner: LlamaRunner) -> None:
     info = runner.info
     assert info.vocab_size == runner.tokenizer.vocab_size > 1000
     assert 1_000_000 < info.parameters < 4_000_000
-    assert info.max_sequences == 8
+    assert info.max_sequences == (8 + 64 if info.shares_kv else 8)
     assert info.kv_capacity >= 2048
     assert "llama" in info.description
 
@@ -177,6 +179,36 @@ def test_special_tokens_are_parsed_only_when_asked() -> None:
     plain = tokenizer.encode("<|im_end|>", parse_special=False)
     assert len(plain) > 1
     assert b"".join(map(tokenizer.token_bytes, plain)) == b"<|im_end|>"
+
+
+def test_special_tokens_are_those_without_bytes() -> None:
+    tokenizer = _tokenizer()
+    special = tokenizer.special_tokens
+    assert {"<|im_start|>", "<|im_end|>"} <= special.keys()
+    for text, token in special.items():
+        assert tokenizer.encode(text, parse_special=True) == [token]
+        assert tokenizer.token_bytes(token) == b""
+    silent = {t for t in range(tokenizer.vocab_size) if not tokenizer.token_bytes(t)}
+    assert set(special.values()) == silent
+    assert "<tool_call>" not in special
+
+
+def test_nothing_is_left_if_the_tokenizer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed = []
+    real = lib.llama_model_free
+
+    def free(model: object) -> None:
+        freed.append(model)
+        real(model)
+
+    def fail(model: object) -> None:
+        raise RuntimeError("no vocabulary")
+
+    monkeypatch.setattr(lib, "llama_model_free", free)
+    monkeypatch.setattr(runner_module, "LlamaTokenizer", fail)
+    with pytest.raises(RuntimeError, match="no vocabulary"):
+        LlamaRunner(settings())
+    assert len(freed) == 1
 
 
 def test_tool_call_marks_are_text() -> None:

@@ -8,6 +8,7 @@ believed, so that a hostile header costs neither memory nor time.
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import struct
@@ -55,13 +56,28 @@ class Items(int):
     """The length of an array: not to be taken for a number that stands in the header."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor's description. `start` is its place in the file, in bytes; innermost size first."""
+
+    sizes: tuple[int, ...]
+    kind: int
+    start: int
+    length: int
+
+
 @dataclass(slots=True)
 class Header:
-    """What a header says. Arrays in `metadata` are represented by their length, an `Items`."""
+    """What a header says. Arrays in `metadata` are represented by their length, an `Items`.
+
+    `types` has the GGUF type of each metadata value.
+    """
 
     version: int
     metadata: dict[str, Any] = field(default_factory=dict)
-    tensors: int = 0
+    types: dict[str, int] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    data_start: int = 0
     data_end: int = 0
 
 
@@ -70,11 +86,11 @@ def check(path: Path) -> Header:
     header = read(path)
     metadata = header.metadata
     if metadata.get("general.type") == "adapter":
-        _invalid(path, "it is a LoRA adapter, not a model", "Give the base model here.")
+        invalid(path, "it is a LoRA adapter, not a model", "Give the base model here.")
     if "general.architecture" not in metadata:
-        _invalid(path, "its header names no architecture")
-    if header.tensors == 0:
-        _invalid(path, "it has a vocabulary but no weights")
+        invalid(path, "its header names no architecture")
+    if not header.tensors:
+        invalid(path, "it has a vocabulary but no weights")
     _check_parts(path, metadata)
     _check_numbers(path, metadata)
     return header
@@ -85,25 +101,25 @@ def _check_numbers(path: Path, metadata: dict[str, Any]) -> None:
     prefix = metadata["general.architecture"]
     layers = metadata.get(f"{prefix}.block_count", 1)
     if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
-        _invalid(path, f"its header claims {layers!r} layers", "Fetch the file again.")
+        invalid(path, f"its header claims {layers!r} layers", "Fetch the file again.")
     for name in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
         epsilon = metadata.get(f"{prefix}.attention.{name}", 0.0)
         # Written so that it refuses what is not a number, too.
         if not isinstance(epsilon, float) or not 0.0 <= epsilon < 1.0:
-            _invalid(path, f"its {name} is {epsilon!r}", "Fetch the file again.")
+            invalid(path, f"its {name} is {epsilon!r}", "Fetch the file again.")
 
 
 def read(path: Path) -> Header:
     """Read a header. Raises `ModelFileInvalid` for what is no whole GGUF file."""
     if not path.exists():
         near = [p.name for p in path.parent.glob("*.gguf")] if path.parent.is_dir() else []
-        _invalid(path, "there is no such file", did_you_mean(path.name, near))
+        invalid(path, "there is no such file", did_you_mean(path.name, near))
     if path.is_dir():
-        _invalid(path, "it is a directory", "Give the .gguf file inside it.")
+        invalid(path, "it is a directory", "Give the .gguf file inside it.")
     try:
         size = path.stat().st_size
         if size == 0:
-            _invalid(path, "the file is empty")
+            invalid(path, "the file is empty")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data, size).header()
     except OSError as error:
@@ -132,11 +148,12 @@ class _Reader:
             self._invalid(f"it claims {tensors} tensors, more than a file of its size can hold")
         if pairs > self._size // 13:
             self._invalid(f"it claims {pairs} key-value pairs, more than fit in the file")
-        header = Header(version=version, tensors=tensors)
+        header = Header(version=version)
         for _ in range(pairs):
             key = self._string(_MAX_KEY).decode("utf-8", "replace")
-            header.metadata[key] = self._value(self._number("<I"))
-        header.data_end = self._tensor_data_end(tensors, header.metadata)
+            header.types[key] = kind = self._number("<I")
+            header.metadata[key] = self._value(kind)
+        self._read_tensors(tensors, header)
         if header.data_end > self._size:
             self._invalid(
                 f"its tensors need {header.data_end:,} bytes, but the file has {self._size:,}",
@@ -154,24 +171,27 @@ class _Reader:
         found = f"it looks like {looks}" if looks else f"it begins with {start[:4]!r}"
         self._invalid(f"it is no GGUF file; {found}", "Convert the model to GGUF first.")
 
-    def _tensor_data_end(self, tensors: int, metadata: dict[str, Any]) -> int:
-        ends = [0]
+    def _read_tensors(self, tensors: int, header: Header) -> None:
+        described = []
         for _ in range(tensors):
             name = self._string(_MAX_KEY).decode("utf-8", "replace")
             dimensions = self._number("<I")
             if dimensions > _MAX_DIMENSIONS:
                 self._invalid(f"tensor {name!r} claims {dimensions} dimensions")
-            elements = 1
-            for _ in range(dimensions):
-                elements *= self._number("<Q")
-            kind, offset = self._number("<I"), self._number("<Q")
-            per_block, block = _BLOCKS.get(kind, (1, 0))  # llama.cpp judges unknown types.
-            ends.append(offset + elements // per_block * block)
-        alignment = metadata.get("general.alignment", 32)
+            sizes = tuple(self._number("<Q") for _ in range(dimensions))
+            described.append((name, sizes, self._number("<I"), self._number("<Q")))
+        alignment = header.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             self._invalid(f"its alignment is {alignment!r}, which is no power of two")
-        start = -(-self._at // alignment) * alignment
-        return start + max(ends) if tensors else self._at
+        header.data_start = header.data_end = self._at
+        if described:
+            header.data_start = -(-self._at // alignment) * alignment
+        for name, sizes, kind, offset in described:
+            per_block, block = _BLOCKS.get(kind, (1, 0))  # llama.cpp judges unknown types.
+            length = math.prod(sizes) // per_block * block
+            tensor = Tensor(sizes, kind, header.data_start + offset, length)
+            header.tensors[name] = tensor
+            header.data_end = max(header.data_end, header.data_start, tensor.start + length)
 
     def _value(self, kind: int) -> Any:
         if kind in _SCALARS:
@@ -218,7 +238,7 @@ class _Reader:
         return start
 
     def _invalid(self, what: str, remedy: str | None = None) -> NoReturn:
-        _invalid(self._path, what, remedy)
+        invalid(self._path, what, remedy)
 
 
 def _check_parts(path: Path, metadata: dict[str, Any]) -> None:
@@ -228,22 +248,23 @@ def _check_parts(path: Path, metadata: dict[str, Any]) -> None:
         return
     match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
     if match is None:
-        _invalid(path, f"it is one of {count} parts, but its name has not the form …-00001-of-…")
+        invalid(path, f"it is one of {count} parts, but its name has not the form …-00001-of-…")
     parts = [f"{match[1]}-{i:05}-of-{match[3]}.gguf" for i in range(1, count + 1)]
     absent = [name for name in parts if not (path.parent / name).exists()]
     if absent:
-        _invalid(path, f"it is one of {count} parts, and these are missing: {', '.join(absent)}")
+        invalid(path, f"it is one of {count} parts, and these are missing: {', '.join(absent)}")
     if match[2] != "00001":
-        _invalid(path, "it is not the first of its parts", f"Give {parts[0]} instead.")
+        invalid(path, "it is not the first of its parts", f"Give {parts[0]} instead.")
 
 
-def _invalid(path: Path, what: str, remedy: str | None = None) -> NoReturn:
+def invalid(path: Path, what: str, remedy: str | None = None) -> NoReturn:
+    """Raise `ModelFileInvalid` for a file."""
     raise _error(path, what, remedy)
 
 
 def _error(path: Path, what: str, remedy: str | None = None) -> ModelFileInvalid:
     return ModelFileInvalid(
-        f"The model file {path} cannot be used: {what}.",
+        f"The file {path} cannot be used: {what}.",
         field="path",
         remedy=remedy,
         plugin="llamacpp",

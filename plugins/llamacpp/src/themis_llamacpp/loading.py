@@ -8,20 +8,26 @@ from typing import Any
 
 from themis_core.errors import ModelLoadFailed
 from themis_llamacpp import gguf_header, log
+from themis_llamacpp.facts import Facts
+from themis_llamacpp.gguf_header import Header
+from themis_llamacpp.machine import default_threads, memory_limit
 from themis_llamacpp.native import initialise, lib
-from themis_llamacpp.settings import LlamaCppSettings
+from themis_llamacpp.settings import MAX_SEQUENCES, LlamaCppSettings
 
 _DEFAULT_CONTEXTS = 4
+_DEFAULT_TOKENS = 32_768  # Beyond one context, models made for 128k tokens would take too much.
+_PREFIXES = 64
+_RECURRENT_PREFIXES = 8  # Each sequence of such a model has a whole state, allocated at once.
 # Bytes of one number in the KV cache.
 _BYTES = {"f32": 4, "f16": 2, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32}
 _BYTES["q4_0"] = 18 / 32
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 
 
-def load_model(settings: LlamaCppSettings) -> Any:
-    """The native model. Raises `ModelFileInvalid` or `ModelLoadFailed`."""
-    path = Path(settings.path).expanduser()
-    _check_memory(gguf_header.check(path), settings)
+def load_model(path: Path, settings: LlamaCppSettings) -> tuple[Any, Header]:
+    """The native model, and its header. Raises `ModelFileInvalid` or `ModelLoadFailed`."""
+    header = gguf_header.check(path)
+    _check_memory(header, settings)
     initialise()
     params = lib.llama_model_default_params()
     params.n_gpu_layers = settings.gpu_layers
@@ -43,31 +49,84 @@ def load_model(settings: LlamaCppSettings) -> Any:
     model = lib.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise ModelLoadFailed(f"llama.cpp cannot load {path}: {log.reason()}.", plugin="llamacpp")
-    return model
+    return model, header
 
 
-def make_context(model: Any, settings: LlamaCppSettings) -> Any:
-    """The native context with its KV cache. Raises `ModelLoadFailed`."""
-    trained = lib.llama_model_n_ctx_train(model)
-    context = settings.context or trained
-    if context > trained:
+def context_length(facts: Facts, settings: LlamaCppSettings) -> int:
+    """Most tokens of one sequence. Raises `ModelLoadFailed` for more than the model knows."""
+    trained = facts.trained_context
+    if (settings.context or trained) > trained:
         raise ModelLoadFailed(
-            f"context is {context}, but the model was trained for {trained} tokens.",
+            f"context is {settings.context}, but the model was trained for {trained} tokens.",
             field="context",
             remedy=f"Set context to at most {trained}.",
             plugin="llamacpp",
         )
+    return settings.context or trained
+
+
+def sequences(facts: Facts, settings: LlamaCppSettings) -> int:
+    """Sequence ids: of those that run, and of those that are kept for their prefixes.
+
+    Raises `ModelLoadFailed` for more than a batch has tokens: llama.cpp would end the process.
+    """
+    if not facts.causal:
+        return settings.parallel
+    extra = settings.prefix_sequences if settings.prefix_cache else 0
+    most = min(MAX_SEQUENCES, settings.batch_size)
+    if settings.kv_unified:
+        most = min(most, _kv_tokens(settings, context_length(facts, settings), 1))
+    if has_keepers(facts, settings):
+        most //= 2
+    needed = settings.parallel + (extra or 0)
+    if needed > most:
+        raise ModelLoadFailed(
+            f"parallel and prefix_sequences make {needed} sequences, but a step of this model "
+            f"has at most {most} tokens.",
+            field="parallel",
+            remedy="Lower parallel or prefix_sequences, or raise kv_tokens or context.",
+            plugin="llamacpp",
+        )
+    if extra is None and settings.kv_unified:
+        needed += _RECURRENT_PREFIXES if facts.recurrent else _PREFIXES
+    return min(needed, most)
+
+
+def has_keepers(facts: Facts, settings: LlamaCppSettings) -> bool:
+    """True if each sequence id has a second one, which holds the same cells and never runs.
+
+    llama.cpp gives cells that have left a sliding window to others, even while more are free, but
+    only those of a single sequence; and then the sequence can be neither cut nor shared in part.
+    With a split cache nobody else is in a sequence's way.
+    """
+    return bool(facts.window) and settings.kv_unified and facts.causal and not facts.recurrent
+
+
+def make_context(model: Any, facts: Facts, settings: LlamaCppSettings) -> Any:
+    """The native context with its KV cache. Raises `ModelLoadFailed`."""
+    context = context_length(facts, settings)
     params = lib.llama_context_default_params()
-    params.n_ctx = _kv_tokens(settings, context)
+    params.n_seq_max = sequences(facts, settings)
+    params.kv_unified = settings.kv_unified or not facts.causal
     params.n_batch = settings.batch_size
     params.n_ubatch = min(settings.micro_batch_size, settings.batch_size)
-    params.n_seq_max = settings.parallel
+    params.n_ctx = _kv_tokens(settings, context, params.n_seq_max)
+    if has_keepers(facts, settings):
+        params.n_seq_max *= 2
+        params.n_ubatch = params.n_batch  # Within a step, cells have no keeper yet.
+    if not facts.causal:
+        # Each token looks at all others of its sequence, so it is computed in one piece.
+        params.n_batch = params.n_ubatch = params.n_ctx = max(settings.batch_size, context)
     params.n_outputs_max = 0  # No limits but the batch itself:
     params.n_outputs_max_per_seq = 0  # a step may ask for the logits of every position.
     params.n_threads = params.n_threads_batch = settings.threads or default_threads()
     params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attention]
     params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{settings.kv_type.upper()}")
-    params.kv_unified = settings.kv_unified
+    # The states of all positions are wanted; the engine makes one vector of them.
+    params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
+    # Sliding-window layers get cells for whole sequences, not for the window only: without this
+    # a longer sequence could be neither cut nor shared in part.
+    params.swa_full = True
     log.clear()
     native = lib.llama_init_from_model(model, params)
     if not native:
@@ -79,22 +138,15 @@ def make_context(model: Any, settings: LlamaCppSettings) -> Any:
     return native
 
 
-def default_threads() -> int:
-    """One thread per core that this process may use; beyond two, one core is left to the rest.
-
-    llama.cpp's threads spin at barriers: with more busy threads than cores, decoding collapses.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores - 1 if cores and cores > 2 else cores or 1)
-
-
-def _check_memory(header: gguf_header.Header, settings: LlamaCppSettings) -> None:
+def _check_memory(header: Header, settings: LlamaCppSettings) -> None:
     """Refuse what cannot fit: the system grants the memory at first, and then ends the process."""
     available = memory_limit()
     prefix = header.metadata["general.architecture"]
     trained = header.metadata.get(f"{prefix}.context_length")
     # A header without a plain number there is left to llama.cpp.
-    tokens = _kv_tokens(settings, settings.context or (trained if type(trained) is int else 0))
+    context = settings.context or (trained if type(trained) is int else 0)
+    kept = settings.prefix_sequences or 0
+    tokens = _kv_tokens(settings, context, min(settings.parallel + kept, MAX_SEQUENCES))
     needed = tokens * _bytes_per_token(header.metadata, settings.kv_type)
     if available is None or settings.gpu_layers or needed <= available:
         return
@@ -105,19 +157,6 @@ def _check_memory(header: gguf_header.Header, settings: LlamaCppSettings) -> Non
         remedy="Lower kv_tokens, context or parallel, or choose a smaller kv_type.",
         plugin="llamacpp",
     )
-
-
-def memory_limit() -> int | None:
-    """Bytes of memory of the machine, or of the container; None where that is not known."""
-    try:
-        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Not offered by this system.
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:  # No container, or one that does not tell.
-        limit = ""
-    return min(physical, int(limit)) if limit.isdigit() else physical
 
 
 def _bytes_per_token(metadata: dict[str, Any], kv_type: str) -> float:
@@ -136,8 +175,9 @@ def _bytes_per_token(metadata: dict[str, Any], kv_type: str) -> float:
     return number("block_count") * number("attention.head_count_kv") * numbers * _BYTES[kv_type]
 
 
-def _kv_tokens(settings: LlamaCppSettings, context: int) -> int:
+def _kv_tokens(settings: LlamaCppSettings, context: int, sequences: int) -> int:
     """KV cells in all. A split cache needs a whole context for each sequence."""
     if not settings.kv_unified:
-        return context * settings.parallel
-    return settings.kv_tokens or context * min(settings.parallel, _DEFAULT_CONTEXTS)
+        return context * sequences
+    several = context * min(settings.parallel, _DEFAULT_CONTEXTS)
+    return settings.kv_tokens or min(several, max(context, _DEFAULT_TOKENS))

@@ -22,29 +22,66 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 lib: Any = importlib.import_module("llama_cpp.llama_cpp")
 
-_FUNCTIONS = (
+_NAMES = (
+    "llama_adapter_lora_free",
+    "llama_adapter_lora_init",
+    "llama_adapter_lora_p_ctypes",
     "llama_backend_init",
+    "llama_batch",
+    "llama_context_default_params",
     "llama_decode",
+    "llama_encode",
     "llama_free",
+    "llama_get_embeddings",
     "llama_get_logits",
     "llama_get_memory",
     "llama_init_from_model",
+    "llama_log_callback",
     "llama_log_set",
     "llama_memory_seq_cp",
+    "llama_memory_seq_pos_max",
+    "llama_memory_seq_pos_min",
     "llama_memory_seq_rm",
     "llama_model_chat_template",
+    "llama_model_default_params",
+    "llama_model_desc",
     "llama_model_free",
+    "llama_model_get_vocab",
+    "llama_model_has_decoder",
+    "llama_model_has_encoder",
+    "llama_model_is_hybrid",
+    "llama_model_is_recurrent",
     "llama_model_load_from_file",
+    "llama_model_n_ctx_train",
+    "llama_model_n_embd_out",
+    "llama_model_n_params",
+    "llama_model_n_swa",
+    "llama_model_size",
     "llama_n_batch",
     "llama_n_ctx",
     "llama_n_ctx_seq",
+    "llama_set_adapters_lora",
+    "llama_set_embeddings",
+    "llama_state_seq_get_data",
+    "llama_state_seq_get_size",
+    "llama_state_seq_set_data",
+    "llama_supports_gpu_offload",
     "llama_token_to_piece",
     "llama_tokenize",
     "llama_vocab_bos",
     "llama_vocab_eos",
+    "llama_vocab_get_attr",
     "llama_vocab_get_add_bos",
     "llama_vocab_get_text",
     "llama_vocab_is_eog",
+    "llama_vocab_n_tokens",
+    "LLAMA_LOAD_MODE_MLOCK",
+    "LLAMA_LOAD_MODE_MMAP",
+    "LLAMA_LOAD_MODE_MMAP_MLOCK",
+    "LLAMA_LOAD_MODE_NONE",
+    "LLAMA_POOLING_TYPE_NONE",
+    "LLAMA_TOKEN_ATTR_BYTE",
+    "LLAMA_TOKEN_ATTR_NORMAL",
 )
 _FIELDS = {
     "llama_model_params": ("n_gpu_layers", "load_mode", "check_tensors"),
@@ -58,6 +95,8 @@ _FIELDS = {
         "n_threads",
         "n_threads_batch",
         "flash_attn_type",
+        "pooling_type",
+        "swa_full",
         "type_k",
         "type_v",
         "kv_unified",
@@ -76,7 +115,7 @@ def initialise() -> None:
     with _lock:
         if _callback is not None:
             return
-        missing = [name for name in _FUNCTIONS if not hasattr(lib, name)]
+        missing = [name for name in _NAMES if not hasattr(lib, name)]
         for struct, fields in _FIELDS.items():
             known = {field[0] for field in getattr(lib, struct)._fields_}
             missing += [f"{struct}.{name}" for name in fields if name not in known]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from themis_core.errors import BackendClosed, InvalidRequest
@@ -27,6 +28,7 @@ class LlamaTokenizer:
         self._closed = False
         self._changed = threading.Condition()
         self._pieces: list[bytes | None] = [None] * self.vocab_size
+        self._special_tokens: Mapping[str, int] | None = None
         self._end_tokens = frozenset(
             token for token in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, token)
         )
@@ -52,6 +54,24 @@ class LlamaTokenizer:
     def template_tokens(self) -> dict[str, str]:
         """`bos_token` and `eos_token`, empty where the model has none."""
         return {"bos_token": self._bos, "eos_token": self._eos}
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Control tokens, and others that stand for nothing, by their text."""
+        if self._special_tokens is None:
+            # Asking for the bytes of a whole vocabulary would take a second; those of ordinary
+            # tokens are known not to be empty. Two threads may both do it; they get the same.
+            with self._reading():
+                ordinary = lib.LLAMA_TOKEN_ATTR_NORMAL | lib.LLAMA_TOKEN_ATTR_BYTE
+                candidates = [
+                    token
+                    for token in range(self.vocab_size)
+                    if not lib.llama_vocab_get_attr(self._vocab, token) & ordinary
+                ]
+                texts = {self._text(token): token for token in candidates}
+            found = {t: i for t, i in texts.items() if t and not self.token_bytes(i)}
+            self._special_tokens = MappingProxyType(found)
+        return self._special_tokens
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
         """Token ids; the start token is added if the model wants one and the text has none.
