@@ -16,6 +16,7 @@ import pytest
 
 from themis_core.errors import UnsupportedField
 from themis_core.messages import (
+    BackendStats,
     Completion,
     Delta,
     Done,
@@ -91,6 +92,8 @@ class ScriptedRuntime:
         self.embeds: list[EmbedRequest] = []
         self.closed_early = threading.Semaphore(0)
         self.vectors: tuple[tuple[float, ...], ...] | None = None
+        self.default_model = "m"
+        self.all_stats: dict[str, BackendStats] = {}
         self.rows = [
             Row(name="m", aliases=("alias",), info=ModelInfo(backend="s", context_length=64))
         ]
@@ -128,6 +131,10 @@ class ScriptedRuntime:
     def models(self) -> list[Row]:
         """The scripted rows."""
         return self.rows
+
+    async def stats(self) -> dict[str, BackendStats]:
+        """The scripted figures."""
+        return self.all_stats
 
 
 class LoopThread:

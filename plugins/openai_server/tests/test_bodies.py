@@ -22,6 +22,10 @@ USER = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
 def chat(**fields: Any) -> convert.Job:
     raw = msgspec.json.encode({"messages": USER, **fields})
     return convert.chat_job(decode(raw, ChatBody, "refuse")[0], None)
@@ -73,6 +77,34 @@ def message(**fields: Any) -> dict[str, Any]:
         ({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools[0].type"),
         ({"tools": [TOOL], "tool_choice": "never"}, "tool_choice"),
         ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": named("x"), "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {**named("f"), "x": 1}, "tools": [TOOL]}, "tool_choice"),
+        (
+            {
+                "tool_choice": "required",
+                "tools": [TOOL],
+                "response_format": {"type": "json_object"},
+            },
+            "tool_choice",
+        ),
+        (message(content="x", reasoning_content="y"), "messages[0].reasoning_content"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"choice": "a"}}, "structured_outputs.choice"),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "structured_outputs",
+        ),
+        ({"truncate_prompt_tokens": -1}, "truncate_prompt_tokens"),
+        ({"typical_p": 0}, "sampling.typical_p"),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}},
+            "reasoning_effort",
+        ),
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         (
@@ -94,12 +126,6 @@ def test_wrong_values_name_the_field(fields: dict[str, Any], param: str) -> None
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
-        ({"tool_choice": {"type": "function"}, "tools": [TOOL]}, "tool_choice"),
-        (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
-            "tools[0].function.strict",
-        ),
         (
             message(content=[{"type": "image_url", "image_url": {"url": "x"}}]),
             "messages[0].content[0].type",
@@ -113,9 +139,7 @@ def test_wrong_values_name_the_field(fields: dict[str, Any], param: str) -> None
             "messages[0].audio",
         ),
         ({"functions": [{}]}, "functions"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"max_token": 3}, "max_token"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
         ({"messages": [{"role": "user", "content": "x", "contnt": 1}]}, "messages[0].contnt"),
@@ -156,7 +180,7 @@ def test_nulls_and_harmless_values_ask_for_nothing() -> None:
         chat(**every_null).requests[0], request_id=""
     ) == msgspec.structs.replace(chat().requests[0], request_id="")
     completion(echo=False, suffix="", best_of=2, n=2)
-    chat(modalities=["text"], parallel_tool_calls=True, reasoning_effort="none", top_k=-1)
+    chat(modalities=["text"], parallel_tool_calls=True, top_k=-1)
 
 
 def test_every_field_is_honoured_refused_or_reported() -> None:
@@ -178,6 +202,12 @@ def test_every_field_is_honoured_refused_or_reported() -> None:
         "top_logprobs",
         "tools",
         "tool_choice",
+        "parallel_tool_calls",
+        "reasoning_effort",
+        "chat_template_kwargs",
+        "truncate_prompt_tokens",
+        "cache_salt",
+        "structured_outputs",
         "prompt",
         "best_of",
         "input",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from themis_core.messages import Constraint
+import pytest
 
-from .conftest import Door
+from themis_core.messages import Constraint, NamedTool
+
+from .conftest import Door, Row
 
 USER: list[Any] = [{"role": "user", "content": "hi"}]
 
@@ -29,6 +31,9 @@ def test_every_sampling_field_arrives(door: Door) -> None:
         extra_body={
             "top_k": 4,
             "min_p": 0.25,
+            "typical_p": 0.5,
+            "truncate_prompt_tokens": 12,
+            "cache_salt": "mine",
             "repetition_penalty": 1.5,
             "min_tokens": 1,
             "ignore_eos": True,
@@ -45,14 +50,17 @@ def test_every_sampling_field_arrives(door: Door) -> None:
     assert (sampling.logit_bias, sampling.logprobs) == ({7: 3.0}, 2)
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (4, 0.25, 1.5)
     assert (sampling.min_tokens, sampling.ignore_eos, sampling.stop_token_ids) == (1, True, (8,))
+    assert sampling.typical_p == 0.5
+    assert (request.truncate_prompt_tokens, request.cache_salt) == (12, "mine")
     assert request.priority == 3
     assert (request.adapters[0].name, request.adapters[0].weight) == ("legal", 0.5)
 
 
 def test_without_a_model_the_default_model_answers(door: Door) -> None:
+    door.runtime.rows = [Row(name="other"), Row(name="m")]
     assert door.post("/v1/completions", {"prompt": "x"}).json()["model"] == "m"
-    door.runtime.rows *= 2
-    assert door.post("/v1/completions", {"prompt": "x"}).json()["model"] == "m"
+    streamed = door.post("/v1/completions", {"prompt": "x", "stream": True}).text
+    assert streamed.count('"model":"m"') == streamed.count("data: ") - 1
     assert door.runtime.requests[0].model == ""
 
 
@@ -124,3 +132,78 @@ def test_response_format(door: Door) -> None:
         Constraint(kind="json_schema", value={"type": "object"}),
         None,
     ]
+
+
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "f", "strict": True}},
+    {"type": "function", "function": {"name": "g"}},
+]
+
+
+def test_tool_choice(door: Door) -> None:
+    create = door.client.chat.completions.create
+    create(model="m", messages=USER, tools=TOOLS)
+    create(model="m", messages=USER, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    create(
+        model="m",
+        messages=USER,
+        tools=TOOLS,
+        tool_choice={"type": "function", "function": {"name": "g"}},
+        parallel_tool_calls=True,
+    )
+    create(model="m", messages=USER, parallel_tool_calls=False)
+    choices = [(r.tool_choice, r.parallel_tool_calls) for r in door.runtime.requests]
+    assert choices == [
+        ("auto", True),
+        ("required", False),
+        (NamedTool(name="g"), True),
+        ("auto", True),
+    ]
+
+
+def test_template_options(door: Door) -> None:
+    create = door.client.chat.completions.create
+    create(
+        model="m",
+        messages=USER,
+        reasoning_effort="low",
+        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+    )
+    create(model="m", messages=USER)
+    assert [request.template_options for request in door.runtime.requests] == [
+        {"enable_thinking": False, "reasoning_effort": "low"},
+        {},
+    ]
+
+
+def test_reasoning_can_be_sent_back(door: Door) -> None:
+    history: list[Any] = [
+        *USER,
+        {"role": "assistant", "content": "4", "reasoning_content": "2 + 2"},
+        {"role": "assistant", "reasoning_content": "hm"},
+        *USER,
+    ]
+    door.client.chat.completions.create(model="m", messages=history)
+    messages = door.runtime.requests[0].messages
+    assert [(m.content, m.reasoning) for m in messages[1:3]] == [("4", "2 + 2"), ("", "hm")]
+
+
+@pytest.mark.parametrize(
+    ("given", "constraint"),
+    [
+        ({"json": {"type": "array"}}, Constraint(kind="json_schema", value={"type": "array"})),
+        ({"json": '{"type": "null"}'}, Constraint(kind="json_schema", value={"type": "null"})),
+        ({"json_object": True}, Constraint(kind="json_schema", value={"type": "object"})),
+        ({"regex": "a+", "json": None}, Constraint(kind="regex", value="a+")),
+        ({"choice": ["a", "b"]}, Constraint(kind="choice", value=["a", "b"])),
+        ({"grammar": 'start: "::="'}, Constraint(kind="lark", value='start: "::="')),
+        ({"grammar": '# x\n root ::= "a"'}, Constraint(kind="gbnf", value='# x\n root ::= "a"')),
+        ({"lark": "a ::= b"}, Constraint(kind="lark", value="a ::= b")),
+        ({"gbnf": "x"}, Constraint(kind="gbnf", value="x")),
+    ],
+)
+def test_structured_outputs(door: Door, given: dict[str, Any], constraint: Constraint) -> None:
+    extra = {"structured_outputs": given, "response_format": {"type": "text"}}
+    door.client.chat.completions.create(model="m", messages=USER, extra_body=extra)
+    door.client.completions.create(model="m", prompt="x", extra_body=extra)
+    assert [request.constraint for request in door.runtime.requests] == [constraint] * 2

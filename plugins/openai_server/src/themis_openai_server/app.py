@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from themis_core.errors import ModelNotFound, ThemisError
-from themis_openai_server import convert, reply
+from themis_openai_server import convert, metrics, reply
 from themis_openai_server.access import Keys, Origins
 from themis_openai_server.body import ChatBody, CompletionBody, EmbeddingBody
 from themis_openai_server.chunks import ChatChunks, Chunks, TextChunks
@@ -44,6 +44,7 @@ class App:
             "/v1/embeddings": ("POST", self._embeddings),
             "/v1/models": ("GET", self._models),
             "/health": ("GET", self._health),
+            "/metrics": ("GET", self._metrics),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,7 +109,7 @@ class App:
                 await stream(exchange, self._runtime, job, chunks(job, model, created))
             else:
                 done = await complete(self._runtime, job)
-                await exchange.reply(whole(job, model or done[0].model, created, done))
+                await exchange.reply(whole(job, model, created, done))
 
     async def _embeddings(self, exchange: Exchange) -> None:
         tenant = self._tenant(exchange)
@@ -136,6 +137,11 @@ class App:
         # Without a key, because probes have none; it tells names and states only.
         await exchange.reply(reply.health_reply(self._runtime.models()))
 
+    async def _metrics(self, exchange: Exchange) -> None:
+        self._tenant(exchange)
+        body = metrics.exposition(await self._runtime.stats())
+        await exchange.reply(body, content_type=metrics.CONTENT_TYPE)
+
     def _tenant(self, exchange: Exchange) -> str | None:
         return self._keys.tenant(exchange.headers.get(b"authorization"))
 
@@ -148,9 +154,8 @@ class App:
         return body
 
     def _named(self, model: str) -> str:
-        """The model's name in the response: as asked for, or the only model's."""
-        rows = () if model else self._runtime.models()
-        return rows[0].name if len(rows) == 1 else model
+        """The model's name in the response: as asked for, or the default model's."""
+        return model or self._runtime.default_model
 
 
 def _header_list(names: tuple[str, ...]) -> bytes:

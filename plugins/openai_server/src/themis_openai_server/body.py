@@ -60,6 +60,7 @@ class MessageBody(Strict, kw_only=True):
     name: str | None = None
     tool_calls: list[ToolCallBody] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
     # What clients send back when they repeat an answer of ours: always null or empty.
     refusal: Any = None
     annotations: Any = None
@@ -90,6 +91,21 @@ class JsonSchemaBody(Strict, kw_only=True):
     description: str | None = None
     schema: dict[str, Any]
     strict: bool | None = None
+
+
+class StructuredOutputs(Strict, kw_only=True):
+    """Extension, named as vLLM names it: what the output must be. Exactly one is given.
+
+    `grammar` is Lark, or GBNF if its rules are defined by `::=`; `lark` and `gbnf` say which.
+    """
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    lark: str | None = None
+    gbnf: str | None = None
+    json_object: bool | None = None
 
 
 class ResponseFormat(Strict, kw_only=True):
@@ -132,12 +148,16 @@ class GenerationBody(Strict, kw_only=True):
     # Extensions, named as vLLM names them.
     top_k: _Int32 | None = None
     min_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: _Count | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[_Count] | None = None
     priority: _Int32 | None = None
     return_token_ids: bool | None = None
+    truncate_prompt_tokens: _Int32 | None = None
+    cache_salt: str | None = None
+    structured_outputs: StructuredOutputs | None = None
     response_format: ResponseFormat | None = None
     adapters: list[AdapterBody] | None = None
 
@@ -152,11 +172,12 @@ class ChatBody(GenerationBody, kw_only=True):
     tools: list[ToolBody] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
     audio: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None
     moderation: Any = None

@@ -11,7 +11,14 @@ from typing import Any
 
 import msgspec
 
-from themis_core.messages import Delta, Done, Finished, GenerateEvent, TokenLogprob
+from themis_core.messages import (
+    Delta,
+    Done,
+    Finished,
+    GenerateEvent,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from themis_openai_server.convert import Job
 from themis_openai_server.exchange import STREAM_END
 from themis_openai_server.logprobs import TextOffsets, chat_logprobs
@@ -44,7 +51,7 @@ class Chunks(ABC):
     def encode(self, event: GenerateEvent) -> bytes:
         """The bytes of one event; none for events that clients do not see."""
         if isinstance(event, Delta):
-            if self._plain:
+            if self._plain and not (event.reasoning or event.tool_calls):
                 return self._text(event.index, event.text) if event.text else b""
             return self._detailed(event)
         if isinstance(event, Finished):
@@ -60,6 +67,10 @@ class Chunks(ABC):
     @abstractmethod
     def _content(self, text: bytes) -> bytes:
         """The member of the choice that carries this text (already encoded)."""
+
+    def _parts(self, delta: Delta) -> bytes:
+        """The member of the choice that carries all that a delta has."""
+        return self._content(_encode(delta.text))
 
     @abstractmethod
     def _last(self) -> bytes:
@@ -79,13 +90,11 @@ class Chunks(ABC):
         return around[0] + _encode(text) + around[1]
 
     def _detailed(self, delta: Delta) -> bytes:
-        if not (delta.text or delta.token_ids):
+        if not (delta.text or delta.token_ids or delta.reasoning or delta.tool_calls):
             return b""
         logprobs = self._logprobs(delta.index, delta.logprobs) if self._job.logprobs else None
         token_ids = delta.token_ids if self._job.token_ids else None
-        return self._choice(
-            delta.index, self._content(_encode(delta.text)), logprobs, None, token_ids
-        )
+        return self._choice(delta.index, self._parts(delta), logprobs, None, token_ids)
 
     def _choice(
         self,
@@ -120,11 +129,25 @@ class ChatChunks(Chunks):
 
     def opening(self) -> bytes:
         """For each choice a chunk with the role."""
-        role = b'"delta":{"role":"assistant","content":""}'
+        # What only calls tools has no content, which must not be known later than this.
+        content = b"null" if self._job.requests[0].tools else b'""'
+        role = b'"delta":{"role":"assistant","content":%b}' % content
         return b"".join(self._choice(index, role, None, None) for index in range(self._count))
 
     def _content(self, text: bytes) -> bytes:
         return b'"delta":{"content":' + text + b"}"
+
+    def _parts(self, delta: Delta) -> bytes:
+        if not (delta.reasoning or delta.tool_calls):
+            return super()._parts(delta)
+        members: dict[str, Any] = {}
+        if delta.reasoning:
+            members["reasoning_content"] = delta.reasoning
+        if delta.text:
+            members["content"] = delta.text
+        if delta.tool_calls:
+            members["tool_calls"] = list(map(_tool_call, delta.tool_calls))
+        return b'"delta":' + _encode(members)
 
     def _last(self) -> bytes:
         return b'"delta":{}'
@@ -151,3 +174,15 @@ class TextChunks(Chunks):
 
     def _logprobs(self, index: int, entries: tuple[TokenLogprob, ...]) -> Any:
         return self._offsets.setdefault(index, TextOffsets()).logprobs(entries)
+
+
+def _tool_call(delta: ToolCallDelta) -> dict[str, Any]:
+    """A piece of a call: the first has its id and name."""
+    if not delta.name:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    return {
+        "index": delta.index,
+        "id": delta.id,
+        "type": "function",
+        "function": {"name": delta.name, "arguments": delta.arguments},
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from themis_core.errors import InvalidRequest
-from themis_core.messages import ChatMessage, Tool, ToolCall
+from themis_core.messages import ChatMessage, NamedTool, Tool, ToolCall, ToolChoice
 from themis_openai_server.body import ContentPart, MessageBody, ToolBody, ToolCallBody
 from themis_openai_server.policy import check_message, refused
 
@@ -19,22 +19,32 @@ def messages_of(bodies: list[MessageBody]) -> tuple[ChatMessage, ...]:
 
 def tools_of(
     bodies: list[ToolBody] | None, choice: str | dict[str, Any] | None
-) -> tuple[Tool, ...]:
-    """The tools, unless the choice is "none". Raises `InvalidRequest` and `UnsupportedField`."""
-    if choice not in (None, "auto", "none"):
-        if choice != "required" and not isinstance(choice, dict):
-            raise InvalidRequest(f"tool_choice is {choice!r}.", field="tool_choice")
-        raise refused(
-            "tool_choice", "no model can be forced to call a tool.", 'Use "auto" or "none".'
-        )
-    if choice == "auto" and not bodies:
+) -> tuple[tuple[Tool, ...], ToolChoice]:
+    """The tools (none if the choice is "none") and the choice. Raises `InvalidRequest`."""
+    chosen: ToolChoice
+    match choice:
+        case None:
+            chosen = "auto"
+        case "auto" | "none" | "required":
+            chosen = choice
+        case _:
+            chosen = _named(choice)
+    if choice not in (None, "none") and not bodies:
         raise InvalidRequest("tool_choice needs tools.", field="tool_choice")
-    for i, body in enumerate(bodies or ()):
-        if body.function.strict:
-            raise refused(
-                f"tools[{i}].function.strict", "the arguments of calls are not constrained."
-            )
-    return () if choice == "none" else tuple(_tool(body) for body in bodies or ())
+    if chosen == "none":
+        return (), "auto"
+    return tuple(_tool(body) for body in bodies or ()), chosen
+
+
+def _named(choice: str | dict[str, Any]) -> NamedTool:
+    match choice:
+        case {"type": "function", "function": {"name": str(name)}} if len(choice) == 2:
+            return NamedTool(name=name)
+    raise InvalidRequest(
+        f"tool_choice is {choice!r}.",
+        field="tool_choice",
+        remedy='Use "auto", "none", "required", or {"type": "function", "function": {"name": …}}.',
+    )
 
 
 def _tool(body: ToolBody) -> Tool:
@@ -55,12 +65,18 @@ def _message(body: MessageBody, where: str) -> ChatMessage:
             f"{where}: tool_call_id belongs to role tool, and only there.",
             field=f"{where}.tool_call_id",
         )
-    if body.content is None and not body.tool_calls:
+    if body.reasoning_content and body.role != "assistant":
+        raise InvalidRequest(
+            f"{where}: only role assistant has reasoning_content.",
+            field=f"{where}.reasoning_content",
+        )
+    if body.content is None and not body.tool_calls and not body.reasoning_content:
         raise InvalidRequest(f"{where}.content is missing.", field=f"{where}.content")
     return ChatMessage(
         role="system" if body.role == "developer" else body.role,
         content=_text(body.content, f"{where}.content"),
         name=body.name,
+        reasoning=body.reasoning_content or "",
         tool_calls=tuple(map(_tool_call, body.tool_calls or ())),
         tool_call_id=body.tool_call_id,
     )

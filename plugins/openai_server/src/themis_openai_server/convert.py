@@ -9,7 +9,6 @@ import msgspec
 from themis_core.errors import InvalidRequest
 from themis_core.messages import (
     AdapterWeight,
-    Constraint,
     EmbedRequest,
     GenerateRequest,
     SamplingParams,
@@ -21,8 +20,8 @@ from themis_openai_server.body import (
     EmbeddingBody,
     GenerationBody,
     Prompt,
-    ResponseFormat,
 )
+from themis_openai_server.constraints import constraint_of
 from themis_openai_server.conversation import messages_of, tools_of
 from themis_openai_server.policy import check_refused, refused
 
@@ -37,6 +36,7 @@ _SAMPLING = (
     "temperature",
     "top_p",
     "min_p",
+    "typical_p",
     "repetition_penalty",
     "frequency_penalty",
     "presence_penalty",
@@ -78,9 +78,14 @@ def chat_job(body: ChatBody, tenant: str | None) -> Job:
         sampling["logprobs"] = body.top_logprobs or 0
     elif body.top_logprobs is not None:
         raise InvalidRequest("top_logprobs needs logprobs to be true.", field="top_logprobs")
+    tools, tool_choice = tools_of(body.tools, body.tool_choice)
     request = GenerateRequest(
         messages=messages_of(body.messages),
-        tools=tools_of(body.tools, body.tool_choice),
+        tools=tools,
+        tool_choice=tool_choice,
+        # Without tools it asks for nothing.
+        parallel_tool_calls=body.parallel_tool_calls is not False or not tools,
+        template_options=_template_options(body),
         **_common(body, sampling, tenant),
     )
     return _job(body, (request,))
@@ -131,9 +136,11 @@ def _common(body: GenerationBody, sampling: dict[str, Any], tenant: str | None) 
     return {
         "model": body.model or "",
         "sampling": SamplingParams(**sampling),
-        "constraint": _constraint(body.response_format),
+        "constraint": constraint_of(body.response_format, body.structured_outputs),
         "adapters": tuple(AdapterWeight(name=a.name, weight=a.weight) for a in body.adapters or ()),
         "priority": body.priority or 0,
+        "truncate_prompt_tokens": body.truncate_prompt_tokens,
+        "cache_salt": body.cache_salt,
         "tenant": tenant,
     }
 
@@ -149,17 +156,15 @@ def _sampling(body: GenerationBody) -> dict[str, Any]:
     return values
 
 
-def _constraint(form: ResponseFormat | None) -> Constraint | None:
-    if form is None:
-        return None
-    field = "response_format.json_schema"
-    if form.type == "json_schema":
-        if form.json_schema is None:
-            raise InvalidRequest(f"{field} is missing.", field=field)
-        return Constraint(kind="json_schema", value=form.json_schema.schema)
-    if form.json_schema is not None:
-        raise InvalidRequest(f"{field} belongs to type json_schema.", field=field)
-    return None if form.type == "text" else Constraint(kind="json_schema", value={"type": "object"})
+def _template_options(body: ChatBody) -> dict[str, Any]:
+    options = dict(body.chat_template_kwargs or {})
+    effort = body.reasoning_effort
+    if effort is not None and options.setdefault("reasoning_effort", effort) != effort:
+        raise InvalidRequest(
+            "reasoning_effort and chat_template_kwargs.reasoning_effort differ.",
+            field="reasoning_effort",
+        )
+    return options
 
 
 def _prompts(given: Prompt, field: str) -> list[str | tuple[int, ...]]:

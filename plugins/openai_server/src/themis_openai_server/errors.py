@@ -36,7 +36,12 @@ STATUS: dict[str, int] = {
 RETRY_AFTER_S = b"1"
 
 # Where a core field has another name in OpenAI's bodies; `sampling.` is dropped by rule.
-_PARAMS = {"prompt_token_ids": "prompt", "constraint": "response_format", "inputs": "input"}
+_PARAMS = {
+    "prompt_token_ids": "prompt",
+    "constraint": "response_format",
+    "inputs": "input",
+    "template_options": "chat_template_kwargs",
+}
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_JSON = (b"content-type", b"application/json")
 _STREAM: tuple[Header, ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -80,10 +79,16 @@ class Exchange:
             self.gone = True
             task.cancel("the client has gone")
 
-    async def reply(self, body: bytes, status: int = 200, headers: Iterable[Header] = ()) -> None:
-        """Send a whole JSON response."""
+    async def reply(
+        self,
+        body: bytes,
+        status: int = 200,
+        headers: Iterable[Header] = (),
+        content_type: bytes = b"application/json",
+    ) -> None:
+        """Send a whole response, JSON unless said otherwise."""
         length = (b"content-length", b"%d" % len(body))
-        await self._start(status, (_JSON, length, *headers))
+        await self._start(status, ((b"content-type", content_type), length, *headers))
         await self.send(body, last=True)
 
     async def start_stream(self) -> None:

@@ -15,10 +15,8 @@ from themis_openai_server.body import GenerationBody, MessageBody, Strict
 REFUSED: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none",),
-    "parallel_tool_calls": (True,),
     "modalities": (["text"],),
     "audio": (),
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "web_search_options": (),
     "moderation": (),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from themis_core.messages import (
+    BackendStats,
     Completion,
     EmbedRequest,
     EmbedResponse,
@@ -47,6 +48,11 @@ class ModelRow(Protocol):
 class RuntimePort(Protocol):
     """`themis_core.runtime.Runtime`, as far as HTTP requests reach."""
 
+    @property
+    def default_model(self) -> str:
+        """The model that serves requests without a name; empty if there is none."""
+        ...
+
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """The events of one request; closing the generator cancels it."""
         ...
@@ -61,4 +67,8 @@ class RuntimePort(Protocol):
 
     def models(self) -> Sequence[ModelRow]:
         """All configured models; loads nothing."""
+        ...
+
+    async def stats(self) -> Mapping[str, BackendStats]:
+        """Counters and gauges of the loaded models, by name."""
         ...

@@ -33,12 +33,29 @@ class UsageBody(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptDetails
 
 
-class MessageReply(msgspec.Struct, frozen=True):
-    """The answer of a chat."""
+class FunctionReply(msgspec.Struct, frozen=True):
+    """Name and arguments (JSON text) of a call."""
 
-    content: str
+    name: str
+    arguments: str
+
+
+class ToolCallReply(msgspec.Struct, frozen=True):
+    """A call that the model asks for."""
+
+    id: str
+    function: FunctionReply
+    type: Literal["function"] = "function"
+
+
+class MessageReply(msgspec.Struct, frozen=True):
+    """The answer of a chat. `reasoning_content` is named as vLLM and DeepSeek name it."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCallReply] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, omit_defaults=False):
@@ -97,7 +114,7 @@ def chat_reply(job: Job, model: str, created: int, done: Sequence[Completion]) -
     choices = [
         ChatChoice(
             choice.index,
-            MessageReply(choice.text),
+            _message(choice),
             chat_logprobs(choice.logprobs) if job.logprobs else None,
             choice.finish_reason,
             choice.token_ids if job.token_ids else msgspec.UNSET,
@@ -107,6 +124,18 @@ def chat_reply(job: Job, model: str, created: int, done: Sequence[Completion]) -
     usage = usage_body(done[0].usage)
     return _encoder.encode(
         Reply(f"chatcmpl-{job.id}", "chat.completion", created, model, choices, usage)
+    )
+
+
+def _message(choice: Choice) -> MessageReply:
+    calls = [
+        ToolCallReply(call.id, FunctionReply(call.name, call.arguments))
+        for call in choice.tool_calls
+    ]
+    return MessageReply(
+        None if calls and not choice.text else choice.text,
+        reasoning_content=choice.reasoning or msgspec.UNSET,
+        tool_calls=calls or msgspec.UNSET,
     )
 
 
