@@ -46,6 +46,33 @@ def test_run_as_json(tmp_path: Path) -> None:
     assert answer["text"] == PARIS
     assert answer["finish_reason"] == "stop"
     assert answer["usage"]["completion_tokens"] > 0
+    assert [choice["text"] for choice in answer["choices"]] == [PARIS]
+
+
+def test_run_under_constraints(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    assert themis("run", "--regex", "Rome|London", FRANCE, cwd=tmp_path).stdout == "Rome\n"
+    schema = {"enum": [{"a": 7}]}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    result = themis("run", "--json-schema", "schema.json", FRANCE, cwd=tmp_path)
+    assert json.loads(result.stdout) == {"a": 7}
+    refused = themis("run", "--regex", "(", FRANCE, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+
+
+def test_several_answers_are_told_apart(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    result = themis("run", "--answers", "2", FRANCE, cwd=tmp_path)
+    assert result.stdout == f"[1] {PARIS}\n[2] {PARIS}\n"
+
+
+def test_an_adapter_that_is_not_loaded_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    result = themis("run", "--adapter", "poet=0.5", FRANCE, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "poet" in result.stderr or "adapters" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_the_numpy_reference_answers_the_same(tmp_path: Path) -> None:

@@ -93,9 +93,7 @@ def test_errors_have_openais_shape(client: openai.OpenAI) -> None:
     assert missing.value.code == "model_not_found"
     assert "Did you mean 'tiny'" in missing.value.message
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(
-            model="tiny", n=3, messages=[{"role": "user", "content": "hi"}]
-        )
+        client.completions.create(model="tiny", prompt="hi", suffix="!")
     assert refused.value.code == "unsupported_field"
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model="tiny", prompt="word " * 4000)

@@ -201,6 +201,7 @@ FIELD_VALUES: dict[str, dict[str, Any]] = {
     },
     "truncate_prompt_tokens": {"truncate_prompt_tokens": 8},
     "cache_salt": {"cache_salt": "pepper"},
+    "resume_token_ids": {"resume_token_ids": (1, 2)},
     "constraint": {"constraint": Constraint(kind="regex", value="a")},
     "adapters": {"adapters": (AdapterWeight(name="a"),)},
     "priority": {"priority": 1},

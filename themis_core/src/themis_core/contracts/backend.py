@@ -28,7 +28,11 @@ class Backend(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """Facts about the started model. Raises `BackendClosed` before `start`."""
+        """Facts about the started model.
+
+        Raises `BackendClosed` before `start` and after `aclose`, and `BackendFailed` once the
+        backend has failed for good; the runtime then closes it and loads another.
+        """
         ...
 
     async def start(self) -> None:

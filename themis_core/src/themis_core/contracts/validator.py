@@ -8,7 +8,7 @@ from themis_core.messages import GenerateRequest
 
 
 class OutputCheck(Protocol):
-    """The check of one answer while it streams.
+    """The check of one text while it streams: an answer, its reasoning, or a call's arguments.
 
     The verdict on the stream must equal the verdict on the whole text. A check may hold text back
     as long as it needs, within the bound that its plugin declares.
@@ -19,7 +19,7 @@ class OutputCheck(Protocol):
         ...
 
     def finish(self) -> str:
-        """The answer is complete: return the rest. Raises `RequestRejected`."""
+        """The text is complete: return the rest. Raises `RequestRejected`."""
         ...
 
 
@@ -27,11 +27,22 @@ class Validator(Protocol):
     """Judges the prompt before, and each answer during, a generation."""
 
     async def check_input(self, request: GenerateRequest) -> GenerateRequest:
-        """Return the request, changed or not. Raises `RequestRejected` with the reason."""
+        """Return the request, changed or not. Raises `RequestRejected` with the reason.
+
+        `request.model` is the configured name, never empty and no alias. A validator may put
+        another name or alias there: later validators see it as it was put, and from the quota on
+        the request is one to that model (`ModelNotFound` if there is none). A changed `timeout`
+        counts from the acceptance of the request too. When the time is up this is cancelled.
+        """
         ...
 
     def check_output(self, request: GenerateRequest) -> OutputCheck | None:
-        """A check for one choice of this request, or None if this validator judges no output."""
+        """A check for one text of one choice, or None if this validator judges no output.
+
+        Each choice has its answer, checked even if it is empty, its reasoning, and the arguments
+        of each tool call; each of them is a text of its own and gets a check of its own.
+        `request` is the one that the backend gets.
+        """
         ...
 
     async def aclose(self) -> None:

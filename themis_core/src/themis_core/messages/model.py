@@ -19,6 +19,7 @@ OPTIONAL_FIELDS = frozenset(
         "adapters",
         "priority",
         "cache_salt",
+        "resume_token_ids",
         "sampling.min_tokens",
         "sampling.temperature",
         "sampling.top_k",

@@ -118,8 +118,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     pass through the model's chat template, which gets `template_options` as further variables.
     `truncate_prompt_tokens` keeps so many tokens of the prompt, its last; without it no prompt is
     ever cut. `timeout` is in seconds from acceptance. `tenant` separates accounts for quotas and
-    caches; `cache_salt` separates prefix caches within one. An empty `model` means the default
-    model.
+    caches; `cache_salt` separates prefix caches within one. `resume_token_ids` were generated for
+    this request before, by a backend that is gone: they count as output, and the events go on
+    after them. An empty `model` means the default model.
 
     Raises `InvalidRequest`, naming the field, for combinations that mean nothing.
     """
@@ -139,6 +140,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     tenant: str | None = None
     cache_salt: str | None = None
+    resume_token_ids: tuple[int, ...] = ()
     request_id: str = msgspec.field(default_factory=new_request_id)
 
     def __post_init__(self) -> None:
@@ -157,6 +159,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
                 "template_options need messages, not a prompt.", field="template_options"
             )
         self._check_tool_choice()
+        if self.resume_token_ids and self.sampling.n > 1:
+            raise InvalidRequest(
+                "Only a request with one choice can be resumed.", field="resume_token_ids"
+            )
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1:
             raise InvalidRequest(
                 f"truncate_prompt_tokens is {self.truncate_prompt_tokens}, but must be at least 1.",

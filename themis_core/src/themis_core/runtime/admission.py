@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from themis_core.contracts import Quota, Reservation, Validator
 from themis_core.messages import GenerateRequest, Usage
+from themis_core.runtime.deadline import Deadline
+
+Route = Callable[[GenerateRequest], GenerateRequest]
 
 
 class Admission:
     """Entering it admits `request`; leaving it unsettled gives the reservation back.
+
+    `route` puts the configured name of the model into a request; it is asked once more behind the
+    validators, which may have chosen another model.
 
     A class rather than a generator: a caller who drops the iterator of `generate` makes asyncio
     close every generator under it in any order, and this must survive that.
     """
 
     def __init__(
-        self, request: GenerateRequest, validators: Sequence[Validator], quota: Quota | None
+        self,
+        request: GenerateRequest,
+        route: Route,
+        validators: Sequence[Validator],
+        quota: Quota | None,
+        deadline: Deadline,
     ) -> None:
         self.request = request
+        self._route = route
         self._validators = validators
         self._quota = quota
+        self._deadline = deadline
         self._reservation: Reservation | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises `RequestRejected` or `QuotaExceeded`."""
+        """Raises `RequestRejected`, `ModelNotFound`, `QuotaExceeded` or `DeadlineExceeded`."""
         for validator in self._validators:
-            self.request = await validator.check_input(self.request)
+            checked = validator.check_input(self.request)
+            self.request = await self._deadline.bound(self.request, checked)
+        self.request = self._route(self.request)
         if self._quota is not None:
-            self._reservation = await self._quota.reserve(self.request)
+            reserved = self._quota.reserve(self.request)
+            self._reservation = await self._deadline.bound(self.request, reserved)
         return self
 
     async def settle(self, usage: Usage) -> None:

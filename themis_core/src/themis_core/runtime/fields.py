@@ -47,8 +47,3 @@ def check_fields(request: GenerateRequest, model: str, info: ModelInfo) -> None:
             field=missing[0],
             remedy="Leave it out, or use a model on a backend that supports it.",
         )
-
-
-def with_timeout(request: GenerateRequest, remaining: float) -> GenerateRequest:
-    """The same request with `remaining` seconds left."""
-    return msgspec.structs.replace(request, timeout=remaining)

@@ -39,22 +39,37 @@ class _Partial:
             )
 
 
-async def gather(events: AsyncIterator[GenerateEvent], request_id: str, model: str) -> Completion:
-    """Read all events. Raises what the iterator raises."""
-    partial: dict[int, _Partial] = {}
-    choices: list[Choice] = []
-    usage = Usage()
-    async for event in events:
+class Gathering:
+    """Puts the events of one request together as they come."""
+
+    def __init__(self) -> None:
+        self._partial: dict[int, _Partial] = {}
+        self._choices: list[Choice] = []
+        self._usage = Usage()
+
+    def add(self, event: GenerateEvent) -> None:
+        """Take the next event."""
         match event:
             case Delta(index=index):
-                partial.setdefault(index, _Partial()).add(event)
+                self._partial.setdefault(index, _Partial()).add(event)
             case Finished(index=index):
-                part = partial.setdefault(index, _Partial())
-                choices.append(_choice(event, part))
+                part = self._partial.setdefault(index, _Partial())
+                self._choices.append(_choice(event, part))
             case Done():
-                usage = event.usage
-    choices.sort(key=lambda choice: choice.index)
-    return Completion(request_id=request_id, model=model, choices=tuple(choices), usage=usage)
+                self._usage = event.usage
+
+    def completion(self, request_id: str, model: str) -> Completion:
+        """What has come, the finished choices by index."""
+        choices = tuple(sorted(self._choices, key=lambda choice: choice.index))
+        return Completion(request_id=request_id, model=model, choices=choices, usage=self._usage)
+
+
+async def gather(events: AsyncIterator[GenerateEvent], request_id: str, model: str) -> Completion:
+    """Read all events. Raises what the iterator raises."""
+    gathering = Gathering()
+    async for event in events:
+        gathering.add(event)
+    return gathering.completion(request_id, model)
 
 
 def _choice(finished: Finished, part: _Partial) -> Choice:

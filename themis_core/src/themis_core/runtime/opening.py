@@ -13,6 +13,7 @@ from themis_core.contracts import Backend
 from themis_core.plugins import Registry, make
 from themis_core.runtime.models import ModelSource
 from themis_core.runtime.runtime import Runtime
+from themis_core.worker import isolated_backend
 
 _log = logging.getLogger("themis.runtime")
 
@@ -37,7 +38,7 @@ def open(  # noqa: A001 - `themis_core.open` is what people would guess.
     if not isinstance(config, Config):
         config = load(config, registry)
     return Runtime(
-        {name: _source(model) for name, model in config.models.items()},
+        {name: _source(model, registry) for name, model in config.models.items()},
         default=config.default,
         validators=[make(v.descriptor, v.settings) for v in config.validators.values()],
         quota=make(config.quota.descriptor, config.quota.settings) if config.quota else None,
@@ -45,10 +46,13 @@ def open(  # noqa: A001 - `themis_core.open` is what people would guess.
     )
 
 
-def _source(model: ModelConfig) -> ModelSource:
+def _source(model: ModelConfig, registry: Registry) -> ModelSource:
+    isolated = model.keys.isolation == "worker"
     return ModelSource(
         backend=model.descriptor.name,
-        make=partial(make, model.descriptor, model.settings),
+        make=partial(isolated_backend, model, registry)
+        if isolated
+        else partial(make, model.descriptor, model.settings),
         aliases=model.keys.aliases,
         preload=model.keys.preload,
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
+
+import msgspec
 
 from themis_core.contracts import Backend, Quota, Validator
-from themis_core.errors import DeadlineExceeded, UnsupportedField
+from themis_core.errors import ModelNotFound, UnsupportedField
 from themis_core.messages import (
+    AdapterWeight,
     BackendStats,
     ChatMessage,
     Completion,
@@ -23,7 +24,9 @@ from themis_core.messages import (
     ModelInfo,
 )
 from themis_core.runtime.admission import Admission
-from themis_core.runtime.fields import check_fields, with_timeout
+from themis_core.runtime.closing import close_in_order
+from themis_core.runtime.deadline import Deadline
+from themis_core.runtime.fields import check_fields
 from themis_core.runtime.gather import gather
 from themis_core.runtime.models import Listener, ModelPool, ModelSource, ModelStatus
 from themis_core.runtime.release import Release
@@ -34,6 +37,7 @@ class Runtime:
     """Models and the plugins around them, ready for requests.
 
     Made by `themis_core.open`. Enter it as an async context manager, or call `start` and `aclose`.
+    A model whose backend fails for good is loaded again by the next request that needs it.
     """
 
     def __init__(
@@ -55,64 +59,103 @@ class Runtime:
         """Load the models that are to be preloaded. Raises what their `start` raises."""
         try:
             await self._pool.start()
-        except BaseException:  # Failed or cancelled: the models that did load must go.
-            await self.aclose()
+        except BaseException as error:  # Failed or cancelled: the models that did load must go.
+            try:
+                await self.aclose()
+            except Exception as another:  # noqa: BLE001 - the first error says more.
+                error.add_note(f"Closing the runtime failed too: {another!r}")
             raise
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """The events of one request, in the order of `themis_core.messages.events`.
 
         Raises a `ThemisError`. Closing the generator cancels everything behind it.
         """
-        started = time.monotonic()
-        # 1 route
-        model = self._router.route(request.model)
-        # 2 admit
-        async with Admission(request, self._validators, self._quota) as admission:
-            request = admission.request
-            # 3 reuse: no plugin yet; a cached answer or a running twin would end the way here.
-            # 4 lease
-            backend = await _in_time(self._pool.lease(model), request, started)
-            check_fields(request, model, backend.info)
-            if request.timeout is not None:
-                remaining = _remaining(request, started)
-                if remaining <= 0:
-                    raise _expired(request)
-                request = with_timeout(request, remaining)
-            # 5 generate
-            async with aclosing(backend.generate(request)) as events:
-                release = Release(self._validators, request)
-                async for event in events:
-                    # 6 release
-                    for released in release.pass_on(event):
-                        if isinstance(released, Done):
-                            # 7 settle, before the last event: nobody may ask for one more.
-                            await admission.settle(released.usage)
-                        yield released
+        return self._events(request, _Way())
 
     async def complete(self, request: GenerateRequest) -> Completion:
-        """Like `generate`, gathered into one answer."""
-        model = self._router.route(request.model)
-        async with aclosing(self.generate(request)) as events:
-            return await gather(events, request.request_id, model)
+        """Like `generate`, gathered into one answer; its `model` is the one that answered."""
+        way = _Way()
+        async with aclosing(self._events(request, way)) as events:
+            completion = await gather(events, request.request_id, request.model)
+        return msgspec.structs.replace(completion, model=way.model)
+
+    async def _events(
+        self, request: GenerateRequest, way: _Way
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        deadline = Deadline()
+        # 1 route
+        request = self._route(request)
+        # 2 admit, where a validator may choose another model
+        async with Admission(
+            request, self._route, self._validators, self._quota, deadline
+        ) as admission:
+            request = admission.request
+            way.model = request.model
+            # 3 reuse: no plugin yet; a cached answer or a running twin would end the way here.
+            # 4 lease
+            backend = await deadline.bound(request, self._pool.lease(request.model))
+            with self._pool.watched(request.model):
+                check_fields(request, request.model, backend.info)
+                request = deadline.pass_on(request)
+                # 5 generate
+                async with aclosing(backend.generate(request)) as events:
+                    release = Release(self._validators, request)
+                    async for event in events:
+                        # 6 release
+                        for released in release.pass_on(event):
+                            if isinstance(released, Done):
+                                # 7 settle, before the last event: nobody may ask for one more.
+                                await admission.settle(released.usage)
+                            yield released
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
         """One vector for each input. Raises `UnsupportedField` if the model cannot embed."""
-        model = self._router.route(request.model)
-        backend = await self._pool.lease(model)
-        if not backend.info.capabilities.embed:
-            raise UnsupportedField(f"Model {model!r} gives no embeddings.", field="model")
-        return await backend.embed(request)
+        async with self._backend(request.model) as backend:
+            if not backend.info.capabilities.embed:
+                model = self._router.route(request.model)
+                raise UnsupportedField(f"Model {model!r} gives no embeddings.", field="model")
+            return await backend.embed(request)
 
     async def tokenize(
         self, prompt: str | tuple[ChatMessage, ...], model: str = ""
     ) -> tuple[int, ...]:
         """The token ids that a model sees for this prompt or these messages."""
-        return await (await self._backend(model)).tokenize(prompt)
+        async with self._backend(model) as backend:
+            return await backend.tokenize(prompt)
+
+    async def load_adapter(
+        self, name: str, path: str, *, model: str = "", description: str = ""
+    ) -> None:
+        """Make a LoRA adapter usable in requests to a model, until that is unloaded or fails.
+
+        Raises `UnsupportedField`, `ModelFileInvalid` or `InvalidRequest` as `Backend` says.
+        """
+        async with self._backend(model) as backend:
+            await backend.load_adapter(name, path, description)
+
+    async def unload_adapter(self, name: str, *, model: str = "") -> None:
+        """Forget an adapter, once those who use it have finished. Raises `AdapterNotFound`."""
+        async with self._backend(model) as backend:
+            await backend.unload_adapter(name)
+
+    async def adapters(self, model: str = "") -> tuple[AdapterWeight, ...]:
+        """The adapters that a model has loaded, with their default weights."""
+        async with self._backend(model) as backend:
+            return await backend.adapters()
 
     async def model_info(self, model: str = "") -> ModelInfo:
         """Facts about a model, loading it if need be."""
-        return (await self._backend(model)).info
+        async with self._backend(model) as backend:
+            return backend.info
+
+    @property
+    def default_model(self) -> str:
+        """The model that serves requests without a name; empty if there is none."""
+        try:
+            return self._router.route("")
+        except ModelNotFound:
+            return ""
 
     def models(self) -> tuple[ModelStatus, ...]:
         """All configured models, loaded or not."""
@@ -123,15 +166,33 @@ class Runtime:
         return await self._pool.stats()
 
     async def aclose(self) -> None:
-        """Close everything; requests in flight raise `BackendClosed`. Twice is fine."""
-        await self._pool.aclose()
-        for validator in self._validators:
-            await validator.aclose()
-        if self._quota is not None:
-            await self._quota.aclose()
+        """Close everything; requests in flight raise `BackendClosed`. Twice is fine.
 
-    async def _backend(self, name: str) -> Backend:
-        return await self._pool.lease(self._router.route(name))
+        Everything is closed even if something raises; the first error is raised at the end, with
+        notes on further ones.
+        """
+        parts = [("the models", self._pool.aclose)]
+        parts += [(f"validator {type(v).__name__}", v.aclose) for v in self._validators]
+        if self._quota is not None:
+            parts.append(("the quota", self._quota.aclose))
+        await close_in_order(parts)
+
+    def _route(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with the configured name of its model: aliases have no quotas of their own.
+
+        Raises `ModelNotFound`.
+        """
+        model = self._router.route(request.model)
+        if model == request.model:
+            return request
+        return msgspec.structs.replace(request, model=model)
+
+    @asynccontextmanager
+    async def _backend(self, name: str) -> AsyncIterator[Backend]:
+        model = self._router.route(name)
+        backend = await self._pool.lease(model)
+        with self._pool.watched(model):
+            yield backend
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -146,22 +207,8 @@ class Runtime:
         await self.aclose()
 
 
-async def _in_time(
-    lease: Coroutine[Any, Any, Backend], request: GenerateRequest, started: float
-) -> Backend:
-    """Wait for a lease no longer than the request's own time allows."""
-    if request.timeout is None:
-        return await lease
-    try:
-        return await asyncio.wait_for(lease, max(0.0, _remaining(request, started)))
-    except TimeoutError as error:
-        raise _expired(request) from error
+class _Way:
+    """What a request learns on its way: `model` is the one that it came to."""
 
-
-def _remaining(request: GenerateRequest, started: float) -> float:
-    return (request.timeout or 0.0) - (time.monotonic() - started)
-
-
-def _expired(request: GenerateRequest) -> DeadlineExceeded:
-    message = f"The request was not finished within {request.timeout} seconds."
-    return DeadlineExceeded(message, field="timeout")
+    def __init__(self) -> None:
+        self.model = ""
