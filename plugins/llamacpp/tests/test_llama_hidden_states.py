@@ -14,7 +14,7 @@ pytest.importorskip("gguf")
 
 from themis_core.errors import BackendFailed, InternalError, ModelLoadFailed
 from themis_core.messages import AdapterWeight
-from themis_engine import EmbeddingRunner
+from themis_engine import EmbeddingRunner, FramedTokenizer
 from themis_llamacpp.runner import LlamaRunner
 from themis_tiny_model import path
 
@@ -49,6 +49,15 @@ def encoder(request: pytest.FixtureRequest, weights: tuple[str, Weights]) -> Ite
         path=weights[0], parallel=8, batch_size=1024, flash_attention=request.param
     ) as made:
         yield made
+
+
+def test_what_follows_a_text_that_is_embedded(tmp_path: Path, decoder: LlamaRunner) -> None:
+    assert decoder.tokenizer.text_end == ()
+    for ends, expected in ((False, ()), (True, (2,))):
+        bert(tmp_path / "bert.gguf", add_eos=ends)
+        with running(path=str(tmp_path / "bert.gguf"), parallel=2) as runner:
+            assert isinstance(runner.tokenizer, FramedTokenizer)
+            assert runner.tokenizer.text_end == expected
 
 
 class TestDecoder:

@@ -116,11 +116,13 @@ def _random(seed: int) -> Callable[..., Array]:
 def _write(path: Path, name: str, weights: Weights, values: dict[str, Any]) -> Weights:
     writer = gguf.GGUFWriter(path, name)
     writer.add_type(gguf.GGUFType.MODEL)
+    ends = values.pop("add_eos", False)
     common = {"context_length": CONTEXT, "embedding_length": WIDTH, "block_count": LAYERS}
     adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
     for key, value in (common | values).items():
         adders[type(value)](f"{name}.{key}", value)
     _add_vocabulary(writer)
+    writer.add_add_eos_token(ends)
     for key, weight in weights.items():
         writer.add_tensor(key, weight)
     writer.write_header_to_file()

@@ -19,7 +19,7 @@ from themis_engine.kv import PrefixKey
 from themis_engine.options import EngineOptions
 from themis_engine.output import ChoiceOutput, Output
 from themis_engine.prompt import PromptEncoder
-from themis_engine.runner import ModelRunner
+from themis_engine.runner import FramedTokenizer, ModelRunner
 from themis_engine.sequence import Group, Sequence
 from themis_engine.tools import ChatFormat
 
@@ -65,7 +65,10 @@ class Intake:
     async def text(self, given: str | tuple[int, ...]) -> list[int]:
         """The token ids of a text that is to be embedded."""
         if isinstance(given, str):
-            return await self.prompts.encode(given)
+            ids = await self.prompts.encode(given)
+            if isinstance(self._tokenizer, FramedTokenizer):
+                ids += self._tokenizer.text_end
+            return ids
         self.prompts.check_ids("inputs", given)
         return list(given)
 

@@ -113,6 +113,16 @@ class Tokenizer(Protocol):
 
 
 @runtime_checkable
+class FramedTokenizer(Tokenizer, Protocol):
+    """A tokenizer of a model that wants more around a text that is embedded than a start."""
+
+    @property
+    def text_end(self) -> tuple[int, ...]:
+        """Ids that follow such a text: a separator, or the end of text."""
+        ...
+
+
+@runtime_checkable
 class ModelRunner(Protocol):
     """A loaded model. All methods are called from one thread, never at the same time.
 

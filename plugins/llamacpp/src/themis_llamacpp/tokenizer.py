@@ -37,6 +37,7 @@ class LlamaTokenizer:
         start = lib.llama_vocab_bos(self._vocab)
         wanted = start >= 0 and lib.llama_vocab_get_add_bos(self._vocab)
         self._start: int | None = start if wanted else None
+        self._text_end = self._ending()
         self._bos = self._text(start)
         self._eos = self._text(lib.llama_vocab_eos(self._vocab))
 
@@ -44,6 +45,11 @@ class LlamaTokenizer:
     def end_tokens(self) -> frozenset[int]:
         """Everything that the model file calls an end of generation."""
         return self._end_tokens
+
+    @property
+    def text_end(self) -> tuple[int, ...]:
+        """What follows a text that is embedded: a separator (encoders), or the end of text."""
+        return self._text_end
 
     @property
     def chat_template(self) -> str | None:
@@ -143,6 +149,15 @@ class LlamaTokenizer:
             with self._changed:
                 self._readers -= 1
                 self._changed.notify_all()
+
+    def _ending(self) -> tuple[int, ...]:
+        if lib.llama_vocab_get_add_sep(self._vocab):
+            end = lib.llama_vocab_sep(self._vocab)
+        elif lib.llama_vocab_get_add_eos(self._vocab):
+            end = lib.llama_vocab_eos(self._vocab)
+        else:
+            return ()
+        return (end,) if end >= 0 else ()
 
     def _text(self, token_id: int) -> str:
         if token_id < 0:
