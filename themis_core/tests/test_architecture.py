@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ["messages", "contracts", "hooks", "plugins", "config", "runtime", "cli"]
+ROOMS = [
+    "messages",
+    "contracts",
+    "protocol",
+    "hooks",
+    "plugins",
+    "config",
+    "worker",
+    "runtime",
+    "cli",
+]
 SHARED = {"errors", "suggest", "__version__"}
 
 

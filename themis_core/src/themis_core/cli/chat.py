@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 import themis_core
-from themis_core.cli.options import config_option, model_option, sampling, sampling_options
+from themis_core.cli.options import config_option, model_option, request_fields, request_options
+from themis_core.cli.printing import Printer
 from themis_core.cli.progress import loading
 from themis_core.errors import ThemisError
-from themis_core.messages import ChatMessage, Delta, Done, GenerateRequest, SamplingParams
+from themis_core.messages import ChatMessage, Delta, Done, GenerateRequest
 from themis_core.runtime import Runtime
 
 HELP = "/system TEXT sets the system message, /clear forgets, /quit (or Ctrl-D) ends."
@@ -22,11 +23,11 @@ HELP = "/system TEXT sets the system message, /clear forgets, /quit (or Ctrl-D) 
 @config_option
 @model_option
 @click.option("-s", "--system", help="The system message.")
-@sampling_options
+@request_options
 def chat(config_path: str | None, model: str, system: str | None, **options: Any) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends."""
     with asyncio.Runner() as runner:
-        conversation = _Conversation(model, system, sampling(**options))
+        conversation = _Conversation(model, system, request_fields(**options))
         runtime = themis_core.open(config_path)
         runner.run(runtime.start())
         try:
@@ -42,9 +43,9 @@ def chat(config_path: str | None, model: str, system: str | None, **options: Any
 
 
 class _Conversation:
-    def __init__(self, model: str, system: str | None, params: SamplingParams) -> None:
+    def __init__(self, model: str, system: str | None, fields: dict[str, Any]) -> None:
         self.model = model
-        self.params = params
+        self.fields = fields
         self.messages: list[ChatMessage] = []
         self._set_system(system or "")
 
@@ -65,7 +66,7 @@ class _Conversation:
     def request(self, line: str) -> GenerateRequest:
         """The request for the next answer."""
         messages = (*self.messages, ChatMessage(role="user", content=line))
-        return GenerateRequest(model=self.model, messages=messages, sampling=self.params)
+        return GenerateRequest(model=self.model, messages=messages, **self.fields)
 
     def add(self, line: str, answer: str) -> None:
         """Remember a completed exchange."""
@@ -102,11 +103,12 @@ def _answer(
 
 async def _stream(runtime: Runtime, request: GenerateRequest) -> str:
     parts: list[str] = []
+    printer = Printer()
     async with aclosing(runtime.generate(request)) as events:
         async for event in events:
             if isinstance(event, Delta):
                 parts.append(event.text)
-                click.echo(event.text, nl=False)
+                printer.show(event)
             elif isinstance(event, Done):
                 click.echo()
     return "".join(parts)

@@ -35,6 +35,8 @@ _OWN = {
     "run": "themis_core.cli.run:run",
     "chat": "themis_core.cli.chat:chat",
     "serve": "themis_core.cli.serve:serve",
+    "worker": "themis_core.cli.worker:worker",
+    "bench": "themis_core.cli.bench:bench",
     "plugins": "themis_core.cli.plugins:plugins",
     "config": "themis_core.cli.config:config",
 }

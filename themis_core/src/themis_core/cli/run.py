@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import click
+import msgspec
 
 import themis_core
 from themis_core.cli.options import (
@@ -16,9 +17,10 @@ from themis_core.cli.options import (
     conversation,
     json_option,
     model_option,
-    sampling,
-    sampling_options,
+    request_fields,
+    request_options,
 )
+from themis_core.cli.printing import Printer
 from themis_core.cli.progress import loading
 from themis_core.messages import Completion, Delta, GenerateRequest
 
@@ -29,7 +31,8 @@ from themis_core.messages import Completion, Delta, GenerateRequest
 @model_option
 @click.option("-s", "--system", help="A system message before the prompt.")
 @click.option("--raw", is_flag=True, help="Complete the prompt as it is, without chat template.")
-@sampling_options
+@click.option("--answers", type=int, default=1, show_default=True, help="How many to write.")
+@request_options
 @json_option
 def run(
     prompt: str,
@@ -48,7 +51,7 @@ def run(
         model=model,
         prompt=text if raw else None,
         messages=() if raw else conversation(text, system),
-        sampling=sampling(**options),
+        **request_fields(**options),
     )
     asyncio.run(_run(config_path, request, as_json))
 
@@ -60,22 +63,29 @@ async def _run(config_path: str | None, request: GenerateRequest, as_json: bool)
         if as_json:
             click.echo(json.dumps(_plain(await runtime.complete(request))))
             return
+        if request.sampling.n > 1:
+            for choice in (await runtime.complete(request)).choices:
+                click.echo(f"[{choice.index + 1}] {choice.text}")
+            return
+        printer = Printer()
         async with aclosing(runtime.generate(request)) as events:
             async for event in events:
                 if isinstance(event, Delta):
-                    click.echo(event.text, nl=False)
+                    printer.show(event)
         click.echo()
 
 
 def _plain(completion: Completion) -> dict[str, Any]:
-    choice = completion.choices[0]
+    """All there is; the first answer, which mostly is the only one, above the list of all."""
+    first, usage = completion.choices[0], completion.usage
     return {
+        "request_id": completion.request_id,
         "model": completion.model,
-        "text": choice.text,
-        "finish_reason": choice.finish_reason,
+        "text": first.text,
+        "finish_reason": first.finish_reason,
+        "choices": msgspec.to_builtins(completion.choices),
         "usage": {
-            "prompt_tokens": completion.usage.prompt_tokens,
-            "completion_tokens": completion.usage.completion_tokens,
-            "total_tokens": completion.usage.total_tokens,
+            **msgspec.to_builtins(usage),
+            "total_tokens": usage.total_tokens,
         },
     }

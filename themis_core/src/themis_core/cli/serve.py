@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any
 
 import click
 
@@ -30,14 +32,15 @@ def serve(config_path: str | None, host: str | None, port: int | None) -> None:
 
 
 async def _serve(config_path: str | None, host: str | None, port: int | None) -> None:
+    # Before anything else: a model may take minutes to load.
+    stop = _stop_signal()
     registry = Registry()
     server = server_config(config_path, registry)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt instead.
-            loop.add_signal_handler(number, stop.set)
-    async with themis_core.open(config_path, registry=registry) as runtime:
+    runtime = themis_core.open(config_path, registry=registry)
+    try:
+        await _unless(stop, runtime.start())
+        if stop.is_set():
+            return
         door: FrontDoor = make(
             server.descriptor,
             server.settings,
@@ -49,19 +52,35 @@ async def _serve(config_path: str | None, host: str | None, port: int | None) ->
             await door.start()
             names = ", ".join(model.name for model in runtime.models())
             click.echo(f"Themis serves {names} at {door.url} (Ctrl-C stops)", err=True)
-            await _first(stop.wait(), door.wait())
+            await _unless(stop, door.wait())
         finally:
+            # Lets the running requests end first, as long as its settings say.
             await door.aclose()
-
-
-async def _first(*awaitables: object) -> None:
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]  # type: ignore[call-overload]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await runtime.aclose()
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError):  # Windows: Ctrl-C raises KeyboardInterrupt instead.
+            loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, but cancel it when told to stop. Returns when it has ended, raises its errors."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.wait([working, stopping])
+    if not working.cancelled():
+        working.result()
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

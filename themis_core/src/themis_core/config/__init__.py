@@ -9,6 +9,7 @@ from themis_core.config.assemble import (
     server_config,
 )
 from themis_core.config.problems import Problem
+from themis_core.config.settings import WorkerOptions
 from themis_core.config.show import Entry, effective
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PluginConfig",
     "Problem",
     "ServerConfig",
+    "WorkerOptions",
     "effective",
     "load",
     "server_config",

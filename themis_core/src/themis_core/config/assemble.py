@@ -12,6 +12,7 @@ from themis_core.config.problems import Problems, shown
 from themis_core.config.settings import (
     DEFAULT_MODEL,
     TABLES,
+    WORKER_TRANSPORT,
     ModelKeys,
     PluginKeys,
     ServerKeys,
@@ -25,6 +26,7 @@ from themis_core.hooks import (
     Descriptor,
     FrontDoorPlugin,
     QuotaPlugin,
+    TransportPlugin,
     ValidatorPlugin,
 )
 from themis_core.plugins import Registry
@@ -165,6 +167,11 @@ class _Assembly:
         backend, given = resolved
         for name_given in given.keys() - rest.keys():
             self._raw.origins[f"{key}.{name_given}"] = f"bundled model {keys.source}"
+        if keys.isolation == "worker":
+            self._resolve("transports", WORKER_TRANSPORT, TransportPlugin, f"{key}.isolation")
+        elif "worker" in table:
+            remedy = 'Set isolation = "worker" beside it, or remove it.'
+            self._problems.add(f"{key}.worker", "has no effect on a model without worker.", remedy)
         found = self._resolve("backends", backend, BackendPlugin, f"{key}.backend")
         settings = found and structure(found.settings, {**given, **rest}, key, self._problems)
         if found is None or settings is None:

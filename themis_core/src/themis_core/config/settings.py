@@ -6,13 +6,14 @@ plugin itself declares.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 DEFAULT_PORT = 8765
 DEFAULT_FRONT_DOOR = "openai"
 DEFAULT_MODEL = "tiny"
+WORKER_TRANSPORT = "shm"  # What `isolation = "worker"` talks over.
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -25,6 +26,32 @@ class ServerKeys(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[
         int, msgspec.Meta(ge=0, le=65535, description="The port; 0 takes a free one.")
     ] = DEFAULT_PORT
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a worker is supervised; only with `isolation = "worker"`. Times in seconds."""
+
+    resume: Annotated[
+        bool,
+        msgspec.Meta(description="Continue requests on the next worker when theirs has died."),
+    ] = True
+    crash_limit: Annotated[
+        int,
+        msgspec.Meta(ge=1, description="So many crashes within crash_window are a crash loop."),
+    ] = 5
+    crash_window: Annotated[
+        float, msgspec.Meta(gt=0, description="Seconds in which crashes are counted together.")
+    ] = 60.0
+    backoff: Annotated[
+        float,
+        msgspec.Meta(ge=0, description="Seconds before the second restart; then ever twice that."),
+    ] = 0.1
+    backoff_max: Annotated[
+        float, msgspec.Meta(ge=0, description="Most seconds between two restarts.")
+    ] = 10.0
+    stop_timeout: Annotated[
+        float, msgspec.Meta(ge=0, description="Seconds a worker has to stop before it is killed.")
+    ] = 10.0
 
 
 class ModelKeys(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +71,14 @@ class ModelKeys(msgspec.Struct, frozen=True, kw_only=True):
     preload: Annotated[
         bool, msgspec.Meta(description="Load at start-up instead of at the first request.")
     ] = False
+    isolation: Annotated[
+        Literal["none", "worker"],
+        msgspec.Meta(
+            description="Where the model runs: none is this process; worker is a process of its "
+            "own, whose crash costs no other model anything."
+        ),
+    ] = "none"
+    worker: WorkerOptions = WorkerOptions()
 
 
 class PluginKeys(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,9 @@ def _struct(config: Config, key: str, settings: msgspec.Struct) -> list[Entry]:
     entries = []
     for field in msgspec.structs.fields(settings):
         value = getattr(settings, field.name)
+        if isinstance(value, msgspec.Struct):
+            entries += _struct(config, f"{key}.{field.encode_name}", value)
+            continue
         if is_secret(field.type) and value:
             value = HIDDEN
         entries.append(_entry(config, f"{key}.{field.encode_name}", value))
