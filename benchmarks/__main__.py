@@ -11,13 +11,15 @@ from typing import Any
 
 import click
 
-from benchmarks import model, report
-from benchmarks.load import WrongAnswer
-from benchmarks.peers import PEERS, Load, ServerFailed
-from benchmarks.serving import NEW_TOKENS, PROMPT_TOKENS, Plan, measure
-from benchmarks.vocabulary import prompts
+from benchmarks import model, report, tables
+from benchmarks.client import WrongAnswer
+from benchmarks.loads import LOADS, Load
+from benchmarks.peers import Setup, known
+from benchmarks.running import ServerFailed
+from benchmarks.serving import Plan, measure
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent / "README.md"
 
 
 def _settings(
@@ -30,8 +32,12 @@ def _settings(
         raise click.BadParameter(f"{' '.join(values)} is not like key=value: {error}") from None
 
 
-def _counts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+def _counts(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
     """`1,8,32` becomes (1, 8, 32)."""
+    if value is None:
+        return None
     try:
         counts = tuple(int(part) for part in value.split(","))
     except ValueError:
@@ -41,9 +47,6 @@ def _counts(context: click.Context, parameter: click.Parameter, value: str) -> t
     return counts
 
 
-_clients = click.option(
-    "--clients", callback=_counts, default="1,8,32", show_default=True, help="Numbers at once."
-)
 _threads = click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -61,80 +64,127 @@ _set = click.option(
 )
 
 
-@click.group()
-def main() -> None:
-    """Measure Themis. Close everything else that needs the processor first."""
-
-
-@main.command()
-@_clients
-@_threads
-@_set
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--quick", is_flag=True, help="One round with fewer requests: a trial, no result.")
-@click.option(
-    "--only",
-    "names",
-    multiple=True,
-    type=click.Choice([peer.name for peer in PEERS]),
-    help="Measure this server (can be repeated). Without it: all.",
-)
-@click.option(
+_out = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=RESULTS,
     show_default="benchmarks/results",
     help="Where the results go.",
 )
+
+
+@click.group()
+def main() -> None:
+    """Measure Themis. Close everything else that needs the processor first."""
+
+
+@main.command()
+@click.option(
+    "--load",
+    "names",
+    multiple=True,
+    type=click.Choice([*LOADS, "all"]),
+    default=["all"],
+    show_default=True,
+    help="What to measure (can be repeated).",
+)
+@click.option("--clients", callback=_counts, help="Numbers at once, instead of the load's own.")
+@_threads
+@_set
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--quick", is_flag=True, help="One round with fewer requests: a trial, no result.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(known(Path()))),
+    help="Measure this server (can be repeated). Without it: all of the load.",
+)
+@click.option(
+    "--examples-server",
+    "example",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="examples/server/server.py of llama-cpp-python's source distribution.",
+)
+@_out
 def serving(
-    clients: tuple[int, ...],
+    names: tuple[str, ...],
+    clients: tuple[int, ...] | None,
     threads: int,
     settings: dict[str, Any],
     rounds: int,
     quick: bool,
-    names: tuple[str, ...],
+    only: tuple[str, ...],
+    example: Path | None,
     out: Path,
 ) -> None:
-    """Themis beside llama.cpp's C++ server and llama_cpp.server, in one run, alternating."""
-    peers = [peer() for peer in PEERS if not names or peer.name in names]
-    load = _load(clients, threads, settings)
-    plan = Plan(clients, 1 if quick else rounds, quick)
+    """Themis beside its peers, in one run, alternating; a file and a plot for each load."""
     # Ended from outside, this must still stop the servers: as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for load in LOADS.values():
+        if load.name in names or "all" in names:
+            plan = Plan(load, clients or load.clients, 1 if quick else rounds, quick)
+            setup = _setup(load, max(plan.clients), threads, settings)
+            _measure(plan, setup, only, example, out)
+
+
+def _measure(
+    plan: Plan, setup: Setup, only: tuple[str, ...], example: Path | None, out: Path
+) -> None:
+    load, there = plan.load, known(example)
+    wanted = [name for name in load.peers if not only or name in only]
+    left_out = [name for name in wanted if name not in there]
+    peers = [there[name] for name in wanted if name in there]
+    click.echo(f"{load.name}: {load.title}")
+    if left_out:
+        click.echo(f"Left out: {', '.join(left_out)}, which needs --examples-server.")
+    if not peers:
+        return
     try:
-        found = asyncio.run(measure(plan, load, peers, click.echo))
+        found = asyncio.run(measure(plan, setup, peers, click.echo))
     except* (ServerFailed, WrongAnswer) as group:
         raise click.ClickException("\n".join(map(str, _flat(group)))) from None
-    data = report.document(found, load, peers)
+    data = report.document(found, load, setup, peers, left_out)
     path = report.save(data, out)
     from benchmarks.plot import draw
 
     draw(data, path.with_suffix(".svg"))
-    click.echo(f"\n{report.table(data)}\n{path}")
+    click.echo(f"\n{tables.table(data)}\n{path}\n")
 
 
 @main.command()
-@_clients
+@click.option(
+    "--clients", callback=_counts, default="1,8,32", show_default=True, help="Numbers at once."
+)
 @_threads
 @_set
-@click.option("--tokens", type=click.IntRange(min=1), default=NEW_TOKENS, show_default=True)
-def profile(clients: tuple[int, ...], threads: int, settings: dict[str, Any], tokens: int) -> None:
+@click.option("--tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@_out
+def profile(
+    clients: tuple[int, ...], threads: int, settings: dict[str, Any], tokens: int, out: Path
+) -> None:
     """Where the time of an engine step goes, in this process, without HTTP."""
-    from benchmarks.profile_engine import profile as run
+    from benchmarks.profile_engine import document
 
-    load = _load(clients, threads, settings)
-    for count in clients:
-        texts = prompts(count, PROMPT_TOKENS, seed=count)
-        click.echo(asyncio.run(run(load, texts, tokens)))
+    setup = _setup(LOADS["unique"], max(clients), threads, settings)
+    data = asyncio.run(document(setup, clients, tokens))
+    click.echo(f"{tables.profile_table(data)}\n{report.save(data, out)}")
 
 
-def _load(clients: tuple[int, ...], threads: int, settings: dict[str, Any]) -> Load:
-    return Load(
-        model=model.ensure(),
-        context=2 * (PROMPT_TOKENS + NEW_TOKENS),
-        parallel=max(clients),
+@main.command(name="tables")
+@_out
+def tables_(out: Path) -> None:
+    """Write the tables of the README from the results."""
+    click.echo(f"{README}: {', '.join(tables.update_readme(README, out)) or 'nothing measured'}")
+
+
+def _setup(load: Load, parallel: int, threads: int, settings: dict[str, Any]) -> Setup:
+    return Setup(
+        model=model.ensure(load.model),
+        context=load.context,
+        parallel=parallel,
         threads=threads,
-        settings=settings,
+        reuse=load.reuse,
+        settings={**load.settings, **settings},
     )
 
 

@@ -1,45 +1,54 @@
-"""Makes the model that is measured: random weights in the shape of a small real one.
+"""Makes the models that are measured, in the shape of a small real one.
 
-The weights mean nothing, but the work is real: 12 layers, a vocabulary of 50,176, and matrices in
-4-bit blocks as people use them. The same seed gives the same file.
+12 layers, a vocabulary of 50,176, and matrices in 4-bit blocks as people use them. The weights of
+`random` mean nothing, but the work is real. Those of `copying` are set by hand, so that it
+continues a text as it went on before (`copying.py`), with exactly as much work. The same seed gives
+the same file.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
+from benchmarks import copying
+from benchmarks.shape import (
+    CONTEXT,
+    FFN,
+    HEAD,
+    HEADS,
+    HIDDEN,
+    LAYER,
+    LAYERS,
+    ROPE_BASE,
+    Matrix,
+    random_matrix,
+)
 from benchmarks.vocabulary import Vocabulary, build, is_plain
 
-CACHE = Path(__file__).parent / ".cache"
-NAME = "random-124m-q4_0"
-SEED = 20_260
-VERSION = 1  # Raised with every change that changes the file.
+Kind = Literal["random", "copying"]
 
-HIDDEN = 768
-LAYERS = 12
-HEADS = 12
-FFN = 2048
-CONTEXT = 2048
-_HEAD = HIDDEN // HEADS
+CACHE = Path(__file__).parent / ".cache"
+SEED = 20_260
+# Raised with every change that changes the file.
+VERSIONS: dict[Kind, int] = {"random": 1, "copying": 1}
+
 _CHAT = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
-_Matrix = npt.NDArray[np.float32]
 
-
-def ensure() -> Path:
+def ensure(kind: Kind = "random") -> Path:
     """The path of the model, made now if it is not in the cache."""
-    path = CACHE / f"{NAME}-v{VERSION}.gguf"
+    path = CACHE / f"{kind}-124m-q4_0-v{VERSIONS[kind]}.gguf"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
-        _write(partial)
+        _write(partial, kind)
         partial.replace(path)
     return path
 
@@ -50,11 +59,11 @@ def parameters() -> int:
     return LAYERS * layer + len(build(SEED).tokens) * HIDDEN + HIDDEN
 
 
-def _write(path: Path) -> None:
+def _write(path: Path, kind: Kind) -> None:
     vocabulary = build(SEED)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(NAME)
+    writer.add_name(f"{kind}-124m-q4_0")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(CONTEXT)
@@ -63,12 +72,12 @@ def _write(path: Path) -> None:
     writer.add_feed_forward_length(FFN)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
-    writer.add_rope_dimension_count(_HEAD)
-    writer.add_rope_freq_base(10_000.0)
+    writer.add_rope_dimension_count(HEAD)
+    writer.add_rope_freq_base(ROPE_BASE)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(vocabulary.tokens))
     _add_tokenizer(writer, vocabulary)
-    _add_weights(writer, vocabulary)
+    _add_weights(writer, vocabulary, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -90,14 +99,10 @@ def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_chat_template(_CHAT)
 
 
-def _add_weights(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+def _add_weights(writer: gguf.GGUFWriter, vocabulary: Vocabulary, kind: Kind) -> None:
     chance = np.random.default_rng(SEED)
 
-    def matrix(rows: int, columns: int) -> _Matrix:
-        # Scaled so that what flows through keeps its size, and attention is neither flat nor stuck.
-        return chance.standard_normal((rows, columns), np.float32) / np.float32(columns**0.5)
-
-    def add(name: str, values: _Matrix, kind: gguf.GGMLQuantizationType) -> None:
+    def add(name: str, values: Matrix, kind: gguf.GGMLQuantizationType) -> None:
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
     def add_norm(name: str) -> None:
@@ -105,17 +110,19 @@ def _add_weights(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 
     # Also the output matrix. A row of zeros is a logit of zero, far below the best of 50,000:
     # so no answer ever ends early, and every token is plain text that can be streamed at once.
-    embeddings = matrix(len(vocabulary.tokens), HIDDEN)
+    embeddings = random_matrix(chance, len(vocabulary.tokens), HIDDEN)
+    if kind == "copying":
+        embeddings = copying.embeddings(np.random.default_rng(SEED), len(vocabulary.tokens))
+        writer.add_tensor("rope_freqs.weight", copying.rope_factors())
     embeddings[[not is_plain(token) for token in vocabulary.tokens]] = 0.0
-    small, large = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
-    add("token_embd.weight", embeddings, large)
+    add("token_embd.weight", embeddings, gguf.GGMLQuantizationType.Q8_0)
     add_norm("output_norm.weight")
     for layer in range(LAYERS):
         block = f"blk.{layer}"
         add_norm(f"{block}.attn_norm.weight")
         add_norm(f"{block}.ffn_norm.weight")
-        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"{block}.{part}.weight", matrix(HIDDEN, HIDDEN), small)
-        add(f"{block}.ffn_gate.weight", matrix(FFN, HIDDEN), small)
-        add(f"{block}.ffn_up.weight", matrix(FFN, HIDDEN), small)
-        add(f"{block}.ffn_down.weight", matrix(HIDDEN, FFN), small)
+        weights = {name: random_matrix(chance, *shape) for name, shape in LAYER.items()}
+        if kind == "copying":
+            weights |= copying.layer(layer)
+        for name, values in weights.items():
+            add(f"{block}.{name}.weight", values, gguf.GGMLQuantizationType.Q4_0)

@@ -18,18 +18,24 @@ from typing import Any
 from unittest import mock
 
 import themis_core
-from benchmarks.peers import Load, themis_config
+from benchmarks.machine import commit, machine
+from benchmarks.peers import Setup, themis_config
+from benchmarks.vocabulary import prompts
 from themis_core import GenerateRequest, SamplingParams
 from themis_engine import crossing, loop, sampler, scheduler, stepper
 
-# In the order of a step. What is inside `step` and in no other part is events and text.
+_PROMPT_TOKENS = 64
+_FORWARD = "  forward"
+# In the order of a step; what is indented happens within what stands above it with less.
 _PARTS: tuple[tuple[str, Any, str], ...] = (
     ("commands taken in", loop.EngineLoop, "_take_in"),
     ("step", stepper.Stepper, "step"),
     ("  plan", scheduler.Scheduler, "plan"),
-    ("  forward", None, "forward"),
-    ("  sampling", sampler.Sampler, "sample"),
-    ("  text and events", stepper.Stepper, "_advance"),
+    ("  KV operations", stepper.Stepper, "apply"),
+    (_FORWARD, None, "forward"),
+    ("  rows", sampler.Sampler, "rows"),
+    ("  tokens", stepper.Stepper, "_advance"),
+    ("    sampling", sampler.Rows, "sample"),
     ("handing over", crossing.Crossing, "flush"),
 )
 
@@ -60,18 +66,31 @@ class Stopwatch:
         self.calls.clear()
 
 
-async def profile(load: Load, prompts: Sequence[str], tokens: int) -> str:
-    """A table of one closed load: all prompts at once, `tokens` new tokens each."""
+async def document(setup: Setup, clients: Sequence[int], tokens: int) -> dict[str, Any]:
+    """A closed load for each number of clients: all prompts at once, `tokens` new tokens each."""
+    cases = [await _profile(setup, prompts(n, _PROMPT_TOKENS, seed=n), tokens) for n in clients]
+    return {
+        "name": "profile",
+        "commit": commit(),
+        "machine": machine(),
+        "model": setup.model.name,
+        "threads": setup.threads,
+        "new_tokens": tokens,
+        "cases": cases,
+    }
+
+
+async def _profile(setup: Setup, texts: Sequence[str], tokens: int) -> dict[str, Any]:
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder, _timed(watch):
-        config = themis_config(load, Path(folder))
+        config = themis_config(setup, Path(folder))
         async with themis_core.open(config) as runtime:
-            await asyncio.gather(*(_drain(runtime, " warm up", 4) for _ in prompts))
+            await asyncio.gather(*(_drain(runtime, " warm up", 4) for _ in texts))
             watch.clear()
             start, cpu = time.perf_counter(), time.thread_time()
-            await asyncio.gather(*(_drain(runtime, prompt, tokens) for prompt in prompts))
+            await asyncio.gather(*(_drain(runtime, text, tokens) for text in texts))
             wall, loop_cpu = time.perf_counter() - start, time.thread_time() - cpu
-    return _table(watch, len(prompts), tokens, wall, loop_cpu)
+    return _case(watch, len(texts), tokens, wall, loop_cpu)
 
 
 async def _drain(runtime: themis_core.Runtime, prompt: str, tokens: int) -> None:
@@ -85,7 +104,7 @@ def _timed(watch: Stopwatch) -> Iterator[None]:
     make = stepper.Stepper.__init__
 
     def init(self: stepper.Stepper, runner: Any, *args: Any, **kwargs: Any) -> None:
-        runner.forward = watch.around("  forward", runner.forward)
+        runner.forward = watch.around(_FORWARD, runner.forward)
         make(self, runner, *args, **kwargs)
 
     with mock.patch.object(stepper.Stepper, "__init__", init):
@@ -103,15 +122,24 @@ def _timed(watch: Stopwatch) -> Iterator[None]:
                 patch.stop()
 
 
-def _table(watch: Stopwatch, clients: int, tokens: int, wall: float, loop_cpu: float) -> str:
-    steps = watch.calls["  forward"]
-    forward = watch.seconds["  forward"]
-    lines = [
-        f"{clients} sequences: {clients * tokens / wall:.1f} tokens/s, {steps} steps, "
-        f"{1000 * wall / steps:.2f} ms a step, {100 * (1 - forward / wall):.1f} % of it outside "
-        f"forward; event loop: {1000 * loop_cpu / steps:.2f} ms of CPU a step",
-    ]
-    for name, _, _ in _PARTS:
-        seconds = watch.seconds[name]
-        lines.append(f"  {name:<20} {1000 * seconds / steps:8.3f} ms {100 * seconds / wall:6.2f} %")
-    return "\n".join(lines) + "\n"
+def _case(
+    watch: Stopwatch, sequences: int, tokens: int, wall: float, loop_cpu: float
+) -> dict[str, Any]:
+    """Figures of one load; `outside_percent` is all wall time but that of `forward`."""
+    steps = watch.calls[_FORWARD]
+    parts = {
+        name: {
+            "ms": round(1000 * watch.seconds[name] / steps, 4),
+            "percent": round(100 * watch.seconds[name] / wall, 3),
+        }
+        for name, _, _ in _PARTS
+    }
+    return {
+        "sequences": sequences,
+        "tokens_per_second": round(sequences * tokens / wall, 1),
+        "steps": steps,
+        "step_ms": round(1000 * wall / steps, 3),
+        "outside_percent": round(100 * (1 - watch.seconds[_FORWARD] / wall), 2),
+        "event_loop_cpu_ms": round(1000 * loop_cpu / steps, 3),
+        "parts": parts,
+    }

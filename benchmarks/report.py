@@ -1,21 +1,27 @@
-"""From measurements to figures: medians, ratios for each round, the machine, JSON and Markdown."""
+"""From measurements to figures: medians, ratios for each round, goals, JSON."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import model
-from benchmarks.peers import Load, Peer
-from benchmarks.serving import NEW_TOKENS, PROMPT_TOKENS, Measurement
+from benchmarks.loads import Load, Metric
+from benchmarks.machine import commit, machine
+from benchmarks.peers import THEMIS, Peer, Setup
+from benchmarks.serving import Measurement
 
-OURS = "themis"
+METRICS: dict[Metric, Callable[[Measurement], float]] = {
+    "tokens_per_second": lambda m: m.tokens_per_second,
+    "ttft_p50": lambda m: percentile(m.ttft, 50),
+    "ttft_p99": lambda m: percentile(m.ttft, 99),
+    "tpot_p50": lambda m: percentile(m.tpot, 50),
+    "cpu_per_token": lambda m: m.cpu_seconds / m.tokens,
+    "memory": lambda m: m.peak_mib,
+}
 
 
 def summarise(found: Sequence[Measurement]) -> list[dict[str, Any]]:
@@ -29,134 +35,119 @@ def summarise(found: Sequence[Measurement]) -> list[dict[str, Any]]:
         chosen = [m for m in everything if not m.disturbed] or everything
         ttft = [value for m in chosen for value in m.ttft]
         tpot = [value for m in chosen for value in m.tpot]
-        tokens = [m.tokens_per_second * m.seconds for m in chosen]
         rows.append(
             {
                 "server": server,
                 "clients": clients,
                 "rounds": len(chosen),
                 "tokens_per_second": _spread(m.tokens_per_second for m in chosen),
-                "ttft_p50_ms": round(1000 * _percentile(ttft, 50), 1),
-                "ttft_p99_ms": round(1000 * _percentile(ttft, 99), 1),
-                "tpot_p50_ms": round(1000 * _percentile(tpot, 50), 2),
-                "cpu_ms_per_token": _spread(
-                    1000 * m.cpu_seconds / count for m, count in zip(chosen, tokens, strict=True)
-                ),
+                "ttft_p50_ms": round(1000 * percentile(ttft, 50), 1),
+                "ttft_p99_ms": round(1000 * percentile(ttft, 99), 1),
+                "tpot_p50_ms": round(1000 * percentile(tpot, 50), 2),
+                "cpu_ms_per_token": _spread(1000 * m.cpu_seconds / m.tokens for m in chosen),
                 "peak_mib": round(max(m.peak_mib for m in chosen)),
+                "answers": len(ttft),
+                "tokens": sum(m.tokens for m in chosen),
+                "cached_tokens": sum(m.cached_tokens for m in chosen),
+                "stopped": sum(m.stopped for m in chosen),
+                "beside": sum(m.beside for m in chosen),
+                "beside_per_second": round(
+                    sum(m.beside for m in chosen) / sum(m.seconds for m in chosen), 3
+                ),
             }
         )
     return rows
 
 
 def ratios(found: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Throughput of Themis over that of each peer, in rounds in which neither was disturbed."""
+    """Themis over each peer, in rounds in which neither was disturbed: a spread by metric."""
     rows = []
     for server, clients in dict.fromkeys((m.server, m.clients) for m in found):
-        if server == OURS:
-            continue
-        pairs = zip(_select(found, OURS, clients), _select(found, server, clients), strict=True)
-        values = [
-            ours.tokens_per_second / theirs.tokens_per_second
-            for ours, theirs in pairs
-            if not ours.disturbed and not theirs.disturbed
+        pairs = [
+            (ours, theirs)
+            for ours in _select(found, THEMIS, clients)
+            for theirs in _select(found, server, clients)
+            if ours.round == theirs.round and not ours.disturbed and not theirs.disturbed
         ]
-        if values:
-            row = {"peer": server, "clients": clients, "rounds": len(values)}
-            rows.append({**row, "ratio": _spread(values)})
+        if server == THEMIS or not pairs:
+            continue
+        row: dict[str, Any] = {"peer": server, "clients": clients, "rounds": len(pairs)}
+        for name, of in METRICS.items():
+            row[name] = _spread(of(ours) / of(theirs) for ours, theirs in pairs)
+        rows.append(row)
     return rows
 
 
-def document(found: Sequence[Measurement], load: Load, peers: Sequence[Peer]) -> dict[str, Any]:
+def document(
+    found: Sequence[Measurement],
+    load: Load,
+    setup: Setup,
+    peers: Sequence[Peer],
+    left_out: Sequence[str],
+) -> dict[str, Any]:
     """Everything, ready for JSON."""
-    measured = {m.server for m in found}
+    compared = ratios(found)
     return {
-        "commit": _commit(),
+        "name": load.name,
+        "title": load.title,
+        "commit": commit(),
         "machine": machine(),
         "model": {
-            "file": load.model.name,
+            "file": setup.model.name,
             "parameters": model.parameters(),
-            "size_mib": round(load.model.stat().st_size / 2**20, 1),
+            "size_mib": round(setup.model.stat().st_size / 2**20, 1),
         },
-        "load": {
-            "prompt_tokens": PROMPT_TOKENS,
-            "new_tokens": NEW_TOKENS,
-            "threads": load.threads,
-            "parallel": load.parallel,
-            "context_per_sequence": load.context,
-            "themis_settings": dict(load.settings),
+        "setup": {
+            "threads": setup.threads,
+            "parallel": setup.parallel,
+            "context_per_sequence": setup.context,
+            "themis_settings": dict(setup.settings),
         },
         "versions": {peer.name: peer.versions() for peer in peers},
+        "left_out": list(left_out),
+        "goals": _goals(load, compared),
         "summary": summarise(found),
-        "ratios": ratios(found) if OURS in measured and len(measured) > 1 else [],
+        "ratios": compared,
         "measurements": [m.as_json() for m in found],
     }
 
 
 def save(data: dict[str, Any], folder: Path) -> Path:
-    """Write `serving.json`: indented, with one line for each measurement."""
+    """Write `<name>.json`: indented, with one line for each measurement, if there are any."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "serving.json"
+    path = folder / f"{data['name']}.json"
     rest = {key: value for key, value in data.items() if key != "measurements"}
-    lines = ",\n".join(f"    {json.dumps(m)}" for m in data["measurements"])
+    lines = ",\n".join(f"    {json.dumps(m)}" for m in data.get("measurements", []))
     head = json.dumps(rest, indent=2).removesuffix("\n}")
-    path.write_text(f'{head},\n  "measurements": [\n{lines}\n  ]\n}}\n')
+    tail = f',\n  "measurements": [\n{lines}\n  ]' if lines else ""
+    path.write_text(f"{head}{tail}\n}}\n")
     return path
 
 
-def table(data: dict[str, Any]) -> str:
-    """The summary and the ratios as Markdown."""
-    lines = [
-        "| clients | server | tokens/s | TTFT p50 / p99 | TPOT p50 | CPU per token | memory |",
-        "|--:|---|--:|--:|--:|--:|--:|",
-    ]
-    for row in sorted(data["summary"], key=lambda row: row["clients"]):
-        lines.append(
-            f"| {row['clients']} | {row['server']} | {row['tokens_per_second']['median']:.1f} "
-            f"| {row['ttft_p50_ms']:.0f} / {row['ttft_p99_ms']:.0f} ms "
-            f"| {row['tpot_p50_ms']:.1f} ms | {row['cpu_ms_per_token']['median']:.1f} ms "
-            f"| {row['peak_mib']} MiB |"
-        )
-    lines += ["", "| clients | Themis over | rounds | min | median | max |"]
-    lines += ["|--:|---|--:|--:|--:|--:|"]
-    for row in sorted(data["ratios"], key=lambda row: row["clients"]):
-        spread = " | ".join(f"{row['ratio'][name]:.2f}" for name in ("min", "median", "max"))
-        lines.append(f"| {row['clients']} | {row['peer']} | {row['rounds']} | {spread} |")
-    return "\n".join(lines) + "\n"
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The nearest value, without interpolation."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
 
-def machine() -> dict[str, Any]:
-    """The processor, its cores, and the software below."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def _commit() -> str:
-    """The commit that was measured, with `-dirty` if the packages differ from it."""
-    try:
-        commit = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--", "themis_core", "themis_engine", "plugins")
-    except (OSError, subprocess.CalledProcessError):  # No git, or no checkout.
-        return "unknown"
-    return f"{commit}-dirty" if changed else commit
-
-
-def _git(*arguments: str) -> str:
-    root = Path(__file__).parents[1]
-    result = subprocess.run(
-        ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-    )
-    return result.stdout.strip()
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+def _goals(load: Load, compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was to be reached, and the median that was."""
+    rows = []
+    for goal in load.goals:
+        for row in compared:
+            if (row["peer"], row["clients"]) == (goal.peer, goal.clients):
+                reached = row[goal.metric]["median"]
+                rows.append(
+                    {
+                        "peer": goal.peer,
+                        "clients": goal.clients,
+                        "metric": goal.metric,
+                        "goal": goal.ratio,
+                        "reached": reached,
+                        "met": goal.met(reached),
+                    }
+                )
+    return rows
 
 
 def _select(found: Sequence[Measurement], server: str, clients: int) -> list[Measurement]:
@@ -168,9 +159,3 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
     ordered = sorted(values)
     named = {"min": ordered[0], "median": statistics.median(ordered), "max": ordered[-1]}
     return {name: round(value, 3) for name, value in named.items()}
-
-
-def _percentile(values: Sequence[float], percent: int) -> float:
-    """The nearest value, without interpolation."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]

@@ -20,7 +20,8 @@ def main(settings: dict[str, Any]) -> None:
     params.n_ctx = settings["parallel"] * settings["context"]
     params.cpuparams.n_threads = settings["threads"]
     params.cpuparams_batch.n_threads = settings["threads"]
-    params.cache_ram_mib = 0  # No prompt comes twice: keeping them would only cost time.
+    if not settings["reuse"]:
+        params.cache_ram_mib = 0  # No prompt comes twice: keeping them would only cost time.
     params.fit_params = False
     params.verbosity = 0
     server = xllamacpp.Server(params)
