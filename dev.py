@@ -31,7 +31,9 @@ MEMBERS = [
     "plugins/tiny_model",
     "plugins/echo",
     "plugins/llamacpp",
+    "plugins/onnx[cpu]",
     "plugins/openai_server[fast]",
+    "plugins/shm_transport",
 ]
 COMPILE_NOTE = """\
 llama.cpp is compiled for this machine now. That happens once and takes about six minutes on two

@@ -19,10 +19,20 @@ MEMBERS = [
     "plugins/tiny_model",
     "plugins/echo",
     "plugins/llamacpp",
+    "plugins/onnx[cpu]",
     "plugins/openai_server[fast]",
+    "plugins/shm_transport",
 ]
 # What the tests use beside what the members depend on.
-TEST_TOOLS = ["gguf", "httpx", "openai", "pytest-timeout", "safetensors"]
+TEST_TOOLS = [
+    "gguf",
+    "httpx",
+    "jsonschema[format-nongpl]",
+    "onnx",
+    "openai",
+    "pytest-timeout",
+    "safetensors",
+]
 
 
 def editable(*members: str) -> list[str]:

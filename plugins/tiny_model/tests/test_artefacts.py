@@ -18,6 +18,7 @@ HF_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "model.onnx",
 }
 
 

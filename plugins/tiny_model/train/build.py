@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from . import export_gguf, export_hf
+from . import export_gguf, export_hf, export_onnx
 from .chat import render
 from .corpus import Mixture
 from .corpus.mixture import adapter_mixture
@@ -141,6 +141,7 @@ def write_base(out: Path, model: Llama, tokenizer: Tokenizer) -> None:
     export_gguf.write_model(out / "themis-tiny-f16.gguf", weights, BASE, tokenizer, False)
     export_gguf.write_model(out / "themis-tiny-q8_0.gguf", weights, BASE, tokenizer, True)
     export_hf.write_model(out / "hf", weights, BASE, tokenizer)
+    export_onnx.write(out / "hf", "shared")
 
 
 def write_draft(out: Path, model: Llama, tokenizer: Tokenizer) -> None:
@@ -148,6 +149,7 @@ def write_draft(out: Path, model: Llama, tokenizer: Tokenizer) -> None:
     weights = arrays(dict(model.named_parameters()))
     export_gguf.write_model(out / "themis-tiny-draft-f16.gguf", weights, DRAFT, tokenizer, False)
     export_hf.write_model(out / "draft-hf", weights, DRAFT, tokenizer)
+    export_onnx.write(out / "draft-hf", "shared")
 
 
 def write_lora(out: Path, name: str, model: Llama) -> None:

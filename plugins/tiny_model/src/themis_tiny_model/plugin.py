@@ -17,6 +17,7 @@ def themis_models() -> Sequence[BundledModel]:
             help="A very small chat model in English and German.",
             backends={
                 "llamacpp": {"path": str(path("gguf-f16"))},
+                "onnx": {"path": str(path("hf"))},
                 "reference": {"path": str(path("hf"))},
             },
         )

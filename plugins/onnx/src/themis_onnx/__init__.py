@@ -1,0 +1,1 @@
+"""ONNX Runtime as a `ModelRunner`, for generation and for embeddings."""
