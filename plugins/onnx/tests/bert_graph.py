@@ -46,7 +46,6 @@ WORDS = [
     *(f"##{chr(97 + i)}" for i in range(26)),
     *"0123456789",
     *(f"##{i}" for i in range(10)),
-,
 ]
 
 
