@@ -8,6 +8,7 @@ packages first prevents that.
 from __future__ import annotations
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -19,6 +20,11 @@ import themis_testkit  # noqa: F401
 # No timing thresholds: a busy machine must not fail a test.
 hypothesis.settings.register_profile("themis", deadline=None)
 hypothesis.settings.load_profile("themis")
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C
+# would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _absent: list[str] = []
 
