@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import signal
 
+# Before anything imports ONNX Runtime: its telemetry opens files and sockets in the background.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import hypothesis
 import pytest
 

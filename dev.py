@@ -4,7 +4,13 @@
     python3 dev.py run "What is the capital of France?"     any `themis` command
     python3 dev.py test                                     lint, types, and all tests
 
-Both make `.venv` first, or bring it up to date. Only the standard library is used here.
+Both make `.venv` first, or bring it up to date.
+
+    python3 dev.py --wheels-only run "…"                    without a C++ compiler
+
+makes `.venv-wheels` instead, where nothing is compiled and ONNX Runtime does the work.
+
+Only the standard library is used here.
 """
 
 from __future__ import annotations
@@ -17,12 +23,10 @@ import subprocess
 import sys
 import time
 import venv
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
-BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
-STAMP = VENV / "themis-setup"
 CONSTRAINTS = ROOT / "constraints" / "dev.txt"
 MEMBERS = [
     "themis_core",
@@ -35,9 +39,31 @@ MEMBERS = [
     "plugins/openai_server[fast]",
     "plugins/shm_transport",
 ]
+LLAMA_CPP = "plugins/llamacpp"
 COMPILE_NOTE = """\
 llama.cpp is compiled for this machine now. That happens once and takes about six minutes on two
 cores; pip keeps the result, so that the next set-up here takes seconds."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment. With `development`, what compiling and testing need is in it too."""
+
+    folder: Path
+    members: list[str]
+    development: bool
+
+    def program(self, name: str) -> str:
+        """The path of an installed command."""
+        return str(self.folder / ("Scripts" if os.name == "nt" else "bin") / name)
+
+
+FULL = Environment(ROOT / ".venv", MEMBERS, development=True)
+WHEELS = Environment(
+    ROOT / ".venv-wheels",
+    [member for member in MEMBERS if member not in {LLAMA_CPP, "themis_testkit"}],
+    development=False,
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -47,42 +73,51 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help"}:
         sys.stdout.write(__doc__ or "")
         return 0
-    code = set_up()
+    environment = FULL
+    if arguments[0] == "--wheels-only":
+        environment, arguments = WHEELS, arguments[1:]
+    code = set_up(environment)
     if code:
         return code
-    if arguments[0] == "test":
+    if arguments[:1] == ["test"] and environment is FULL:
         return test(arguments[1:])
-    return subprocess.call([BIN / "themis", *arguments])
+    return subprocess.call([environment.program("themis"), *arguments])
 
 
-def set_up() -> int:
-    """Make `.venv` match this checkout. Does nothing if it does."""
-    wanted = fingerprint()
-    if STAMP.is_file() and STAMP.read_text() == wanted:
+def set_up(environment: Environment) -> int:
+    """Make an environment match this checkout. Does nothing if it does."""
+    folder, python = environment.folder, environment.program("python")
+    wanted, stamp = fingerprint(environment), folder / "themis-setup"
+    if stamp.is_file() and stamp.read_text() == wanted:
         return 0
-    say(f"Setting up {VENV.relative_to(ROOT)} …")
-    if not VENV.exists():
-        venv.create(VENV, with_pip=True)
-    python, constraints = str(BIN / "python"), str(CONSTRAINTS)
+    say(f"Setting up {folder.relative_to(ROOT)} …")
+    if not folder.exists():
+        venv.create(folder, with_pip=True)
+    constraints = str(CONSTRAINTS)
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "-c", constraints]
-    uv = [str(BIN / "uv"), "pip", "install", "-q", "--python", python, "-c", constraints]
-    editable = [part for member in MEMBERS for part in ("-e", str(ROOT / member))]
-    dev = ["--group", f"{ROOT / 'pyproject.toml'}:dev"]
-    if run([*pip, "-q", "uv"]) or compile_llama_cpp([*pip, "-v"]) or run([*uv, *editable, *dev]):
+    uv = [environment.program("uv"), "pip", "install", "-q", "--python", python, "-c", constraints]
+    wanted_packages = [p for member in environment.members for p in ("-e", str(ROOT / member))]
+    if environment.development:
+        wanted_packages += ["--group", f"{ROOT / 'pyproject.toml'}:dev"]
+    failed = run([*pip, "-q", "uv"])
+    if not failed and environment.development:
+        failed = compile_llama_cpp(python, [*pip, "-v"])
+    if failed or run([*uv, *wanted_packages]):
         return fail("The set-up failed; the lines above say why.")
-    STAMP.write_text(wanted)
+    stamp.write_text(wanted)
     return 0
 
 
-def compile_llama_cpp(pip: list[str]) -> int:
+def compile_llama_cpp(python: str, pip: list[str]) -> int:
     """Install llama-cpp-python, with a progress bar while it compiles."""
     probe = "import importlib.util as u; exit(not u.find_spec('llama_cpp'))"
-    if run([str(BIN / "python"), "-c", probe]) == 0:
+    if run([python, "-c", probe]) == 0:
         return 0
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         return fail(
             "No C++ compiler was found, and llama.cpp must be compiled. On Debian or Ubuntu:\n"
-            "  sudo apt-get install build-essential\nOn macOS:\n  xcode-select --install"
+            "  sudo apt-get install build-essential\nOn macOS:\n  xcode-select --install\n"
+            "Or go without: python3 dev.py --wheels-only …"
         )
     start, explained = time.monotonic(), False
     tail: list[str] = []
@@ -117,13 +152,13 @@ def bar(done: int, total: int, seconds: float) -> None:
 
 def test(arguments: list[str]) -> int:
     """Lint, types, tests. With arguments, only pytest, with them."""
-    python = str(BIN / "python")
+    python = FULL.program("python")
     pytest = [python, "-m", "pytest", "--nothing-absent", *arguments]
     if arguments:
         return subprocess.call(pytest, cwd=ROOT)
     checks = [
-        [str(BIN / "ruff"), "check", "."],
-        [str(BIN / "ruff"), "format", "--check", "."],
+        [FULL.program("ruff"), "check", "."],
+        [FULL.program("ruff"), "format", "--check", "."],
         [python, "-m", "mypy"],
         pytest,
     ]
@@ -135,10 +170,10 @@ def test(arguments: list[str]) -> int:
     return 0
 
 
-def fingerprint() -> str:
+def fingerprint(environment: Environment) -> str:
     """Changes when anything that decides what is installed changes."""
     files = [CONSTRAINTS, ROOT / "pyproject.toml", Path(__file__)]
-    files += [ROOT / member.partition("[")[0] / "pyproject.toml" for member in MEMBERS]
+    files += [ROOT / member.partition("[")[0] / "pyproject.toml" for member in environment.members]
     digest = hashlib.sha256(sys.version.encode())
     for path in files:
         digest.update(path.read_bytes())

@@ -14,6 +14,7 @@ import click
 from benchmarks import model, report, tables
 from benchmarks.client import WrongAnswer
 from benchmarks.loads import LOADS, Load
+from benchmarks.onnx_bench import onnx
 from benchmarks.peers import Setup, known
 from benchmarks.running import ServerFailed
 from benchmarks.serving import Plan, measure
@@ -192,6 +193,8 @@ def _flat(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     parts = [_flat(e) if isinstance(e, BaseExceptionGroup) else [e] for e in group.exceptions]
     return [error for part in parts for error in part]
 
+
+main.add_command(onnx)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

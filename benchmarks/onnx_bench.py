@@ -266,7 +266,3 @@ def onnx(
         "measurements": [asdict(m) for m in found],
     }
     (out / "onnx.json").write_text(json.dumps(data, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    onnx(prog_name="python -m benchmarks.onnx_bench")

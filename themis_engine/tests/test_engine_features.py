@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -31,7 +32,7 @@ from themis_core.messages import (
     Started,
     Tool,
 )
-from themis_engine import AdapterFile, Batch, EngineBackend, EngineOptions
+from themis_engine import AdapterFile, Batch, EngineBackend, EngineOptions, StepInterrupted
 from themis_engine.adapter_choice import choose_adapters, query_of
 from themis_engine.constraint import Matcher
 from themis_testkit.conformance.base import collect, complete, idle
@@ -299,6 +300,101 @@ def test_storing_needs_a_model_whose_state_can_be_saved() -> None:
         run(ToyRunner(), body, prefix_ram_mib=1, prefix_cache=False)
 
 
+# --- steps that nobody waits for -----------------------------------------------------------------
+
+
+class Interruptible(ToyRunner):
+    """Its batches with the token 5 end only when they are interrupted, or let go."""
+
+    def __init__(self) -> None:
+        super().__init__(before_forward=self._hold)
+        self.begun, self.interrupted, self.release = (threading.Event() for _ in range(3))
+        self.wake = threading.Event()
+
+    def interrupt(self) -> None:
+        self.interrupted.set()
+        self.wake.set()
+
+    def _hold(self, batch: Batch) -> None:
+        if 5 in batch.tokens and not self.release.is_set():
+            self.begun.set()
+            assert self.wake.wait(20)
+            self.wake.clear()
+            if self.interrupted.is_set():
+                self.interrupted.clear()
+                raise StepInterrupted
+
+
+def test_a_step_that_nobody_waits_for_ends_early() -> None:
+    runner = Interruptible()
+
+    async def body(backend: EngineBackend) -> None:
+        task = asyncio.create_task(complete(backend, request((5, 5, 5))))
+        assert await asyncio.to_thread(runner.begun.wait, 20)
+        task.cancel()  # Without the interrupt, the engine would be stuck from here on.
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await ids(backend, request()) == greedy([1, 2, 3], 8)
+        stats = await backend.stats()
+        assert (stats.cancelled, stats.failed, stats.running) == (1, 0, 0)
+
+    run(runner, body)
+
+
+def test_a_step_that_somebody_needs_goes_on() -> None:
+    runner = Interruptible()
+
+    async def body(backend: EngineBackend) -> None:
+        first = asyncio.create_task(complete(backend, request((5, 5, 5))))
+        assert await asyncio.to_thread(runner.begun.wait, 20)
+        runner.begun.clear()
+        # Both are in the next batch.
+        second = asyncio.create_task(ids(backend, request((5, 5, 6))))
+        while not backend._engine._inbox.qsize():  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+        runner.wake.set()
+        assert await asyncio.to_thread(runner.begun.wait, 20)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert not runner.interrupted.is_set()
+        runner.release.set()
+        runner.wake.set()
+        assert await second == greedy([5, 5, 6], 8)
+
+    run(runner, body)
+
+
+def test_an_interrupt_that_comes_too_late_costs_others_nothing() -> None:
+    """It was meant for the batch before; the one that it hits is computed again."""
+    runner = Interruptible()
+
+    async def body(backend: EngineBackend) -> None:
+        gone = asyncio.create_task(complete(backend, request((5, 5, 5))))
+        other = asyncio.create_task(ids(backend, request((5, 5, 6))))
+        assert await asyncio.to_thread(runner.begun.wait, 20)
+        gone.cancel()
+        runner.interrupt()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        runner.release.set()
+        runner.wake.set()
+        assert await other == greedy([5, 5, 6], 8)
+
+    run(runner, body)
+
+
+def test_an_interrupt_that_nobody_asked_for_is_an_error() -> None:
+    def broken(batch: Batch) -> None:
+        raise StepInterrupted
+
+    async def body(backend: EngineBackend) -> None:
+        with pytest.raises(BackendFailed):
+            await complete(backend, request())
+
+    run(ToyRunner(before_forward=broken), body)
+
+
 # --- constraints in the loop ---------------------------------------------------------------------
 
 
@@ -331,6 +427,44 @@ def test_a_constraint_that_breaks_down_fails_its_own_request_only(
         assert not isinstance(free, BaseException)
         assert len(good.text) == 8
         assert list(free.choices[0].token_ids) == greedy([1, 2, 3], 8)
+
+    run(ToyRunner(), body)
+
+
+@pytest.mark.parametrize("options", [{}, {"speculation": "lookup"}])
+def test_what_a_constraint_forces_is_computed_in_one_step(options: dict[str, Any]) -> None:
+    """The answers are the same where log-probabilities are wanted, which goes token by token."""
+    text = "THE-ANSWER-IS-"
+    answers: list[list[int]] = []
+    steps: list[int] = []
+
+    async def body(backend: EngineBackend) -> None:
+        constraint = Constraint(kind="regex", value=text + "[AB]{2}")
+        for logprobs in (None, 0):
+            before = (await backend.stats()).steps
+            sampling = {"max_tokens": 20, "logprobs": logprobs}
+            answers.append(await ids(backend, request(constraint=constraint, sampling=sampling)))
+            steps.append((await backend.stats()).steps - before)
+        assert await ids(backend, request()) == greedy([1, 2, 3], 8)
+
+    run(ToyRunner(truncates="speculation" in options), body, **options)
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == len(text) + 2
+    assert steps[0] <= 5
+    assert steps[1] >= (len(text) + 2) / (1 + 8 * ("speculation" in options))
+
+
+def test_a_stop_among_forced_tokens_ends_the_answer_there() -> None:
+    async def body(backend: EngineBackend) -> None:
+        sampling = {"stop_token_ids": (ord("L") - 32,), "max_tokens": 20}
+        wanted = request(constraint=Constraint(kind="regex", value="HE(LLO)?"), sampling=sampling)
+        assert (await complete(backend, wanted)).text == "HE"
+        limited = request(
+            constraint=Constraint(kind="regex", value="A{9}"), sampling={"max_tokens": 5}
+        )
+        choice = (await complete(backend, limited)).choices[0]
+        assert (choice.text, choice.finish_reason) == ("AAAAA", "length")
+        assert await ids(backend, request()) == greedy([1, 2, 3], 8)
 
     run(ToyRunner(), body)
 

@@ -24,6 +24,7 @@ from themis_core.messages import AdapterWeight, GenerateRequest, SamplingParams
 from themis_engine.crossing import Begun, Crossing, EventStream, Item, Tokens
 from themis_engine.kv import PrefixKey
 from themis_engine.kv.store import PrefixStore
+from themis_engine.pace import PrefillPace
 from themis_engine.sampler import choose
 from themis_engine.scheduler import Scheduler
 from themis_engine.sequence import Group, Sequence
@@ -111,7 +112,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.stepper = Stepper(
             self.runner,
             self.outbox,
-            Scheduler(self.runner.info, chunk, parallel=parallel, keep=keep),
+            Scheduler(self.runner.info, PrefillPace(chunk), parallel=parallel, keep=keep),
             AlwaysSpeculation(Oracle(self), 3) if speculate and truncates else None,
             PrefixStore("toy", ram_bytes=4000, folder=None, disk_bytes=0, truncates=truncates)
             if store and keep

@@ -10,6 +10,7 @@ import pytest
 from themis_core.messages import AdapterWeight, GenerateRequest, SamplingParams
 from themis_engine.crossing import EventStream
 from themis_engine.kv import Copy, PrefixKey
+from themis_engine.pace import PrefillPace
 from themis_engine.scheduler import Scheduler, Step
 from themis_engine.sequence import Group, Sequence
 from themis_testkit.fakes.toy_runner import ToyRunner
@@ -65,7 +66,16 @@ def run(scheduler: Scheduler, steps: int = 1) -> list[dict[Sequence, int]]:
 
 
 def scheduler(chunk: int = 8, **runner: Any) -> Scheduler:
-    return Scheduler(ToyRunner(**runner).info, chunk)
+    return Scheduler(ToyRunner(**runner).info, PrefillPace(chunk))
+
+
+def test_who_arrives_while_nobody_decodes_waits_for_a_chunk_only() -> None:
+    s = scheduler(4, kv=128, max_batch=64, context=128)
+    long, short = make([2] * 60, 1), make([1, 1, 1], 1)
+    s.add(long)
+    assert run(s) == [{long: 4}]
+    s.add(short)
+    assert run(s) == [{short: 3, long: 1}]
 
 
 def test_a_long_prompt_does_not_stop_decoding() -> None:
@@ -74,7 +84,9 @@ def test_a_long_prompt_does_not_stop_decoding() -> None:
     s.add(short)
     run(s)
     s.add(long)
-    assert run(s, 10) == [{short: 1, long: 4}] * 10
+    assert run(s, 8) == [{short: 1, long: 4}] * 8
+    # What completes it may be twice a chunk.
+    assert run(s) == [{short: 1, long: 8}]
 
 
 def test_a_short_prompt_overtakes_a_long_one_but_does_not_stop_it() -> None:

@@ -24,7 +24,7 @@ from themis_engine import Batch, EngineBackend, EngineOptions, Logits
 from themis_engine.crossing import EventStream
 from themis_engine.sequence import Group, Sequence
 from themis_engine.speculation import PromptLookup, Speculation
-from themis_engine.speculation.cost import StepCost
+from themis_engine.step_cost import StepCost
 from themis_testkit.conformance.base import complete
 from themis_testkit.fakes.toy_runner import VOCAB, ToyRunner, ToyTokenizer
 

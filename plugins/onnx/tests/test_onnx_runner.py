@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ pytest.importorskip("onnx")
 import onnx
 
 from themis_core.errors import ModelLoadFailed
-from themis_engine import Logits, ModelRunner
+from themis_engine import Logits, ModelRunner, StepInterrupted
 from themis_testkit.reference.runner import ReferenceRunner
 from themis_tiny_model import path
 
@@ -50,6 +51,32 @@ def reference() -> ReferenceRunner:
 
 def close(a: Logits, b: Logits) -> None:
     np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_a_batch_is_interrupted_between_any_two_kernels(
+    runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime itself ends the run; the sequences are as before, and go on."""
+    prompt = ids(runner)
+    whole = forward(runner, (0, 0, prompt))
+    runner.truncate(0, 3)
+    original = type(runner._cache).extend
+    pieces: list[int] = []
+
+    def extend(cache: Any, *given: Any) -> Any:
+        pieces.append(1)
+        if len(pieces) == 2:
+            threading.Thread(target=runner.interrupt).start()
+            while not runner._steps._options.terminate:
+                pass
+        return original(cache, *given)
+
+    monkeypatch.setattr(type(runner._cache), "extend", extend)
+    with pytest.raises(StepInterrupted):
+        forward(runner, (0, 3, prompt[3:]))
+    assert runner._cache.held[0] == 3
+    runner.interrupt()  # Too late: the next batch is not concerned.
+    close(forward(runner, (0, 3, prompt[3:])), whole)
 
 
 def test_batches_are_computed_together(runner: Any) -> None:

@@ -9,6 +9,7 @@ from themis_core.errors import ModelLoadFailed
 from themis_engine.crossing import Crossing
 from themis_engine.kv.store import PrefixStore
 from themis_engine.options import AdapterFile, EngineOptions
+from themis_engine.pace import PrefillPace
 from themis_engine.runner import AdapterRunner, EmbeddingRunner, ModelRunner, StateRunner
 from themis_engine.scheduler import Scheduler
 from themis_engine.speculation import DraftModel, PromptLookup, Speculation
@@ -34,7 +35,7 @@ def assemble(
             crossing,
             Scheduler(
                 runner.info,
-                options.prefill_chunk,
+                PrefillPace(options.prefill_chunk),
                 parallel=options.parallel,
                 keep=options.prefix_cache,
             ),

@@ -103,6 +103,8 @@ class EngineLoop:
     def cancel(self, group: Group) -> None:
         """From any thread: the caller has gone. Finished requests are ignored."""
         self._inbox.put(_Cancel(group))
+        if self._stepper is not None:
+            self._stepper.abandon(group)
 
     def finish(self, sequence: Sequence) -> None:
         """From any thread: its text has ended this choice."""

@@ -25,8 +25,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(description="Most sequences computed at once; default: all ids of the runner."),
     ] = None
     prefill_chunk: Annotated[
-        int, Meta(ge=1, description="Most prompt tokens computed in one step while others decode.")
-    ] = 256
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Most prompt tokens of a step; default: so many that it takes 100 ms."),
+    ] = None
     prefix_cache: Annotated[
         bool, Meta(description="Keep what was computed for prompts that begin alike.")
     ] = True

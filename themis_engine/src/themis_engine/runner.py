@@ -29,7 +29,8 @@ class RunnerInfo:
     sequence needs keep prefixes. `max_batch` bounds the positions of one `forward`. `truncates`
     is false for models whose state cannot be cut (recurrent ones): then `copy` takes whole
     sequences only. `batch_invariant` means that a row's logits are the same to the last bit
-    whatever else is in the batch. `fingerprint` tells models apart whose KV must not be mixed.
+    whatever else is in the batch. `ragged` is false where a sequence with more than one position in
+    a batch costs a pass of its own. `fingerprint` tells models apart whose KV must not be mixed.
 
     `embedding_size` is the width of an `EmbeddingRunner`'s hidden states, and `pooling` how the
     model was trained to make one vector of them. `causal` is false for encoders, which do not
@@ -44,6 +45,7 @@ class RunnerInfo:
     shares_kv: bool = False
     truncates: bool = True
     batch_invariant: bool = True
+    ragged: bool = True
     embedding_size: int = 0
     pooling: Pooling = "last"
     causal: bool = True
@@ -164,6 +166,22 @@ class ModelRunner(Protocol):
 
     def close(self) -> None:
         """Release the model. Called once, last."""
+        ...
+
+
+class StepInterrupted(Exception):
+    """`forward` has ended early, as `interrupt` asked for."""
+
+
+@runtime_checkable
+class InterruptibleRunner(ModelRunner, Protocol):
+    """A runner that can stop in the middle of a batch when nobody waits for it any more."""
+
+    def interrupt(self) -> None:
+        """From any thread: a `forward` that computes now raises `StepInterrupted` soon.
+
+        Then no sequence has changed. A batch that is finished, or begins later, is not concerned.
+        """
         ...
 
 

@@ -1,10 +1,11 @@
 """Who computes what in the next step: admission by free KV cache, decoding first, then prefill.
 
 Every running sequence that has its prompt computed decodes in each step of its adapter set.
-Prompts are prefilled in chunks beside them, so that a long prompt delays nobody by more than a
-chunk. A prompt that begins like another that is just being computed waits for it and shares it.
-When the KV cache runs out, first the prefixes go that are only kept for later; then the sequence
-that came last gives its cells back and is computed again later, with the same tokens.
+Prompts are prefilled in chunks, so that a long one delays nobody by more than a chunk, not even
+who arrives while nobody decodes. A prompt that begins like another that is just being computed
+waits for it and shares it. When the KV cache runs out, first the prefixes go that are only kept for
+later; then the sequence that came last gives its cells back and is computed again later, with the
+same tokens.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import numpy as np
 
 from themis_core.messages import AdapterWeight
 from themis_engine.kv import KvManager, Reuse
+from themis_engine.pace import PrefillPace
 from themis_engine.runner import Batch, RunnerInfo
 from themis_engine.sequence import Sequence
 from themis_engine.waiting import WaitingQueue
 
 # A prompt waits for another one that computes at least so many tokens which it needs too.
 _WORTH_WAITING = 16
-# Of a chunk, at least this part goes to the prompt that has been waiting longest.
-_ELDEST_SHARE = 4
+# Shorter rests overtake the prompt that has waited longest; in each so many steps it gets half.
+_ELDEST_TURN = 4
 # Of those that wait for another's prefix, so many are looked at in each step.
 _MOST_DEFERRED = 64
 
@@ -50,26 +52,27 @@ class Step:
 class Scheduler:
     """Decides; it never calls the runner. `kv.take_operations` tells what must be done first.
 
-    `parallel` bounds the running sequences, `prefill_chunk` the prompt tokens of a step in which
-    others decode. With `keep`, the KV cache of finished sequences is kept for later prompts.
+    `parallel` bounds the running sequences, `pace` the prompt tokens of a step. With `keep`, the KV
+    cache of finished sequences is kept for later prompts.
     """
 
     def __init__(
         self,
         info: RunnerInfo,
-        prefill_chunk: int,
+        pace: PrefillPace,
         *,
         parallel: int | None = None,
         keep: bool = True,
     ) -> None:
         self._info = info
-        self._prefill_chunk = prefill_chunk
+        self.pace = pace
         self._parallel = min(parallel or info.max_sequences, info.max_sequences)
         self._keep = keep
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []
         self._served_at: dict[AdapterSet, int] = {}
         self._steps = 0
+        self._overtaken = 0  # Steps in which the eldest prompt got nothing.
         self.kv = KvManager(info)
         self.preemptions = 0
         self.reused = 0
@@ -160,22 +163,25 @@ class Scheduler:
         return min(sets, key=lambda s: self._served_at[s], default=())
 
     def _prefill(self, prompts: list[Sequence], mine: list[Sequence]) -> dict[Sequence, int]:
-        """How many prompt tokens each may compute: short rests first, the eldest never nothing."""
-        budget = self._info.max_batch - (len(mine) - len(prompts))
-        if any(sequence.decoding for sequence in self._running):
-            budget = min(budget, self._prefill_chunk)
+        """How many prompt tokens each may compute: short rests first, but the eldest goes on.
+
+        Prompts that are completed by it may take a step beyond the pace, to twice as much: each
+        gets its first token from it.
+        """
+        room = self._info.max_batch - (len(mine) - len(prompts))
+        whole, part = min(room, 2 * self.pace.tokens), min(room, self.pace.tokens)
         counts: dict[Sequence, int] = {}
-        if prompts:
-            eldest = min(prompts, key=lambda s: s.arrival)
-            reserved = min(_missing(eldest), -(-budget // _ELDEST_SHARE))
-            counts[eldest] = reserved
-            budget -= reserved
+        given = 0
+        eldest = min(prompts, key=lambda s: s.arrival, default=None)
+        if eldest is not None and self._overtaken >= _ELDEST_TURN - 1:
+            given = counts[eldest] = min(_missing(eldest), -(-part // 2))
         for sequence in sorted(prompts, key=lambda s: (_missing(s), s.arrival)):
-            if budget <= 0:
-                break
-            more = min(_missing(sequence) - counts.get(sequence, 0), budget)
+            more = _missing(sequence) - counts.get(sequence, 0)
+            if given + more > whole:
+                more = max(0, part - given)
+            given += more
             counts[sequence] = counts.get(sequence, 0) + more
-            budget -= more
+        self._overtaken = self._overtaken + 1 if eldest and not counts[eldest] else 0
         return {sequence: count for sequence, count in counts.items() if count}
 
     def _drafts(self, decoding: list[Sequence], prefilled: int) -> dict[Sequence, int]:

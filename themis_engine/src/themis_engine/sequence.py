@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # Only constrained requests load the grammar library.
 class Group:
     """One request: a sequence for each of its `n` choices.
 
-    Times are on the clock of `time.monotonic`; `first_token` is 0 before there is one.
+    Times are on the clock of `time.monotonic`; `first_token` is 0 before there is one. `abandoned`
+    is set by other threads: nobody waits any more, and the command to cancel it is on its way.
     """
 
     request: GenerateRequest
@@ -32,6 +33,7 @@ class Group:
     cached: int = 0
     first_token: float = 0.0
     closed: bool = False
+    abandoned: bool = False
 
 
 @dataclass(slots=True, eq=False)

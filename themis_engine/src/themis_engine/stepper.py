@@ -20,13 +20,22 @@ from themis_engine.histogram import SECONDS, SIZES, Buckets
 from themis_engine.kv import Copy, Free, Truncate
 from themis_engine.kv.manager import adapters_of
 from themis_engine.kv.store import PrefixStore
-from themis_engine.runner import EmbeddingRunner, Logits, ModelRunner
+from themis_engine.runner import (
+    EmbeddingRunner,
+    InterruptibleRunner,
+    Logits,
+    ModelRunner,
+    StepInterrupted,
+)
 from themis_engine.sampler import InvalidLogits, Rows, Sampled, Sampler
 from themis_engine.scheduler import Part, Scheduler, Step
 from themis_engine.sequence import Group, Sequence
 from themis_engine.speculation import Speculation
 
 _log = logging.getLogger("themis.engine")
+
+# Tokens that a constraint forces, taken at once. Others wait for the step that computes them.
+_MOST_FORCED = 32
 
 
 @dataclass(slots=True)
@@ -45,7 +54,7 @@ class _Counters:
 
 
 class Stepper:
-    """Owns the sequences of one runner. Only `stats` may be called from other threads."""
+    """Owns the sequences of one runner. Other threads may call `stats` and `abandon` only."""
 
     def __init__(
         self,
@@ -57,6 +66,7 @@ class Stepper:
     ) -> None:
         self._runner = runner
         self._kv_capacity = runner.info.kv_capacity
+        self._ragged = runner.info.ragged
         self._end_tokens = runner.tokenizer.end_tokens
         self._sampler = Sampler(self._end_tokens)
         self._scheduler = scheduler
@@ -64,6 +74,8 @@ class Stepper:
         self._store = store
         self._crossing = crossing
         self._counters = _Counters()
+        self._interruptible = runner if isinstance(runner, InterruptibleRunner) else None
+        self._computing: tuple[Group, ...] = ()  # Whose batch the runner is at.
         self._groups: dict[Group, None] = {}  # Those that somebody waits for, in order.
         self._deadlines: list[tuple[float, int, Group]] = []
         self._numbers = itertools.count()
@@ -97,6 +109,13 @@ class Stepper:
             self._counters.cancelled += 1
             self._close_all(group)
             self.apply()
+
+    def abandon(self, group: Group) -> None:
+        """From any thread, before `cancel` is asked for: a step that is for nobody ends early."""
+        group.abandoned = True
+        computing = self._computing
+        if self._interruptible and computing and all(g.abandoned for g in computing):
+            self._interruptible.interrupt()
 
     def finish(self, sequence: Sequence) -> None:
         """A choice was found to be complete, by its text. Finished ones are ignored."""
@@ -144,6 +163,7 @@ class Stepper:
         """Compute one batch. Errors of the runner fail the requests of that batch, no others."""
         self._expire()
         self._embed()
+        self._force()
         if self._speculation is not None:
             self._speculation.propose(self._scheduler.decoding())
         step = self._scheduler.plan()
@@ -155,6 +175,10 @@ class Stepper:
             logits = self._forward(step)
         # Whatever a runner raises must reach those who wait for its answer.
         except (Exception, SystemExit) as error:  # noqa: BLE001
+            if isinstance(error, StepInterrupted) and any(
+                part.sequence.group.abandoned for part in step.parts
+            ):
+                return  # They are cancelled before the next step; others are computed again there.
             _log.warning("A step of %d sequences failed.", len(step.parts), exc_info=True)
             for part in step.parts:
                 self._fail(part.sequence.group, _translate(error))
@@ -216,6 +240,33 @@ class Stepper:
 
     # --- one step --------------------------------------------------------------------------------
 
+    def _force(self) -> None:
+        """Append what constraints leave no choice about; it is computed with the next step.
+
+        Each of these tokens saves a step, and its logits. Where log-probabilities are asked for,
+        or many short pieces would each cost a pass of the model, it goes token by token instead.
+        """
+        if not self._ragged and len(self._scheduler.running) > 1:
+            return
+        for sequence in self._scheduler.decoding():
+            if sequence.matcher is None or sequence.sampling.logprobs is not None:
+                continue
+            try:
+                tokens = sequence.matcher.forced(_MOST_FORCED)
+            except ThemisError as error:
+                self._fail(sequence.group, error)
+                continue
+            taken: list[Sampled] = []
+            ended: Ended | None = None
+            for token in tokens:
+                taken.append(Sampled(token))
+                sequence.tokens.append(token)
+                ended = self._ends(sequence, token)
+                if ended is not None:
+                    break
+            if taken:
+                self._deliver(sequence, taken, ended)
+
     def _announce(self, step: Step) -> None:
         for part in step.parts:
             sequence, group = part.sequence, part.sequence.group
@@ -228,13 +279,20 @@ class Stepper:
     def _forward(self, step: Step) -> Logits:
         masks = self._prepare_masks(step)
         began = time.perf_counter()
+        self._computing = tuple(dict.fromkeys(part.sequence.group for part in step.parts))
         try:
+            # Checked after `_computing` is set: `abandon` sets and looks the other way round.
+            if self._interruptible and all(group.abandoned for group in self._computing):
+                raise StepInterrupted
             logits = self._runner.forward(step.batch)
         finally:
+            self._computing = ()
             if masks is not None:
                 masks.result()
+        seconds = time.perf_counter() - began
+        self._scheduler.pace.observe(len(step.batch.tokens), seconds)
         if self._speculation is not None and all(part.first_row >= 0 for part in step.parts):
-            self._speculation.observe(len(step.batch.tokens), time.perf_counter() - began)
+            self._speculation.observe(len(step.batch.tokens), seconds)
         self._counters.steps += 1
         self._counters.batch_sizes.add(len(step.parts))
         return logits

@@ -102,8 +102,9 @@ class LlamaCppSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         int, Meta(ge=1, description="Most tokens computed in one piece (n_ubatch).")
     ] = 512
     prefill_chunk: Annotated[
-        int, Meta(ge=1, description="Most prompt tokens in a step in which others decode.")
-    ] = 256
+        Count | None,
+        Meta(description="Most prompt tokens of a step; default: so many that it takes 100 ms."),
+    ] = None
     gpu_layers: Annotated[int, Meta(ge=-1, description="Layers on the GPU; -1 for all.")] = 0
     flash_attention: Annotated[
         Literal["auto", "on", "off"], Meta(description="Use flash attention.")

@@ -67,6 +67,7 @@ class OnnxRunner:
             kv_capacity=tokens,
             max_batch=settings.batch_size,
             batch_invariant=False,  # The kernels of ONNX Runtime differ with the shape of a batch.
+            ragged=False,  # Pieces of prompts are computed one after the other.
             parameters=parameters(files.graph),
             size_bytes=size_bytes(files.graph),
             description=_describe(files, signature, self._batches),
@@ -79,11 +80,18 @@ class OnnxRunner:
         self._use(batch.adapters)
         before = self._cache.held.copy()
         try:
-            return self._compute(batch, parts)
+            with self._steps.together():
+                return self._compute(batch, parts)
         except BaseException:
             for sequence in np.unique(batch.sequences).tolist():
                 self._cache.truncate(sequence, int(before[sequence]))
             raise
+
+    def interrupt(self) -> None:
+        """From any thread: end the batch that is being computed."""
+        steps = self.__dict__.get("_steps")  # Another thread may be closing.
+        if steps is not None:
+            steps.interrupt()
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy a prefix's keys and values."""

@@ -94,8 +94,9 @@ class OnnxSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, Meta(ge=1, description="Most prompt tokens computed in one piece.")
     ] = 64
     prefill_chunk: Annotated[
-        int, Meta(ge=1, description="Most prompt tokens in a step in which others decode.")
-    ] = 256
+        Count | None,
+        Meta(description="Most prompt tokens of a step; default: so many that it takes 100 ms."),
+    ] = None
 
     def __post_init__(self) -> None:
         needed = self.parallel + (self.prefix_sequences or 0)

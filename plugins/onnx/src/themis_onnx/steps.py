@@ -7,14 +7,15 @@ tensors takes about a millisecond.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from themis_core.errors import BackendFailed, ModelLoadFailed
-from themis_engine import Logits
+from themis_engine import Logits, StepInterrupted
 from themis_onnx import ort
 from themis_onnx.signature import TYPES, Signature
 
@@ -38,7 +39,27 @@ class Steps:
         self._bindings: OrderedDict[tuple[str, Hashable], _Binding] = OrderedDict()
         self._extra = self._none = none
         self._extra_key: Hashable = ()
+        self._options: Any = None  # Of the runs that belong together now.
         self.vocab_size, self.last_only = self._look()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Runs within are ended by one `interrupt`, which raises `StepInterrupted` here."""
+        self._options = options = ort.runtime().RunOptions()
+        try:
+            yield
+        except BackendFailed as error:
+            if options.terminate:
+                raise StepInterrupted from error
+            raise
+        finally:
+            self._options = None
+
+    def interrupt(self) -> None:
+        """From any thread: end the runs that belong together now, if there are any."""
+        options = self._options
+        if options is not None:
+            options.terminate = True
 
     def replace(self, session: Any, none: Inputs) -> None:
         """Go on with another session of the same model, which has the inputs `none` besides."""
@@ -94,7 +115,7 @@ class Steps:
             if self._keep_shape is not None:
                 binding.feed("num_logits_to_keep", np.full(self._keep_shape, kept))
             logits = binding.logits(count, kept, self.vocab_size, signature.logits_kind)
-            self._session.run_with_iobinding(io)
+            self._session.run_with_iobinding(io, self._options)
         return logits
 
     def _binding(self, purpose: str) -> _Binding:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from themis_engine.sequence import Sequence
-from themis_engine.speculation.cost import StepCost
+from themis_engine.step_cost import StepCost
 
 _log = logging.getLogger("themis.engine")
 
@@ -74,10 +74,8 @@ class Speculation:
             for sequence in sequences:
                 sequence.drafts = []
         for sequence in sequences:
-            if sequence.matcher is not None and wanted[sequence]:
-                # What the constraint leaves no choice about is the better guess.
-                drafts = sequence.matcher.forced(wanted[sequence]) or sequence.drafts
-                sequence.drafts = drafts[: sequence.matcher.accepted(drafts)]
+            if sequence.matcher is not None and sequence.drafts:
+                sequence.drafts = sequence.drafts[: sequence.matcher.accepted(sequence.drafts)]
 
     def depths(self, sequences: list[Sequence]) -> dict[Sequence, int]:
         """How many guesses to ask for, by sequence."""

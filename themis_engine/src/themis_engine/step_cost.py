@@ -22,16 +22,18 @@ class StepCost:
 
     def of(self, positions: int) -> float | None:
         """Seconds of a step; None while nothing is known."""
-        fit = self._fit()
+        fit = self.fit
         return None if fit is None else fit[0] + fit[1] * positions
 
     @property
     def slope(self) -> float | None:
         """Seconds for one more position; None while nothing is known."""
-        fit = self._fit()
+        fit = self.fit
         return None if fit is None else fit[1]
 
-    def _fit(self) -> tuple[float, float] | None:
+    @property
+    def fit(self) -> tuple[float, float] | None:
+        """The fixed part, and that of a position; None while nothing is known."""
         spread = self._n * self._xx - self._x * self._x
         if self._n < _ENOUGH or spread <= 1e-9 * self._xx * self._n:
             return None  # Too few steps, or all of one size.
