@@ -41,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that no other version of a dependency would make fail need not run with each."""
+    config.addinivalue_line("markers", "endurance: minutes long, about Themis itself")
+
+
 @pytest.fixture(autouse=True)
 def _no_themis_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have configured Themis through the environment."""

@@ -95,6 +95,7 @@ def players() -> dict[str, Player]:
     return {"bundled": Player(bundled, size), "bytes": Player(ByteTokenizer(), 257)}
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_schemas_are_refused_by_name_or_honoured(name: str, capsys: Any) -> None:
     player = players()[name]

@@ -350,7 +350,7 @@ def test_a_step_that_somebody_needs_goes_on() -> None:
         runner.begun.clear()
         # Both are in the next batch.
         second = asyncio.create_task(ids(backend, request((5, 5, 6))))
-        while not backend._engine._inbox.qsize():  # type: ignore[union-attr]
+        while not backend._engine._inbox.qsize():  # type: ignore[union-attr]  # noqa: ASYNC110
             await asyncio.sleep(0)
         runner.wake.set()
         assert await asyncio.to_thread(runner.begun.wait, 20)

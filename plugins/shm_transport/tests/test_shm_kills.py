@@ -29,7 +29,10 @@ from themis_shm_transport.transport import SocketTransport
 
 from .victims import LONG, TEXT, echo
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+pytestmark = [
+    pytest.mark.endurance,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs Linux"),
+]
 
 CLIENT_KILLS = WORKER_KILLS = 245  # with each of the two transports
 SUPERVISED_KILLS = 20
