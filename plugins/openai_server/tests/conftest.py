@@ -30,6 +30,7 @@ from themis_core.messages import (
     Usage,
 )
 from themis_core.runtime.gather import gather
+from themis_core.worker import WorkerStatus
 from themis_openai_server.server import OpenAIServer, create
 from themis_openai_server.settings import OpenAISettings
 
@@ -54,6 +55,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     state: str = "ready"
     aliases: tuple[str, ...] = ()
     info: ModelInfo | None = None
+    worker: WorkerStatus | None = None
 
 
 class Stall:

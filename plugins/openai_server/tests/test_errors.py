@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
+import msgspec
 import openai
 import pytest
 
 from themis_core import errors as core
 from themis_core.messages import Delta, Started
+from themis_core.worker import WorkerExit, WorkerStatus
 from themis_openai_server.body import ChatBody, CompletionBody, EmbeddingBody
 from themis_openai_server.errors import STATUS, problem_of
 from themis_openai_server.settings import OpenAISettings
@@ -130,6 +132,23 @@ def test_health_touches_no_model(door: Door) -> None:
         "models": [{"name": "m", "backend": "scripted", "state": "ready"}],
     }
     assert door.runtime.requests == []
+
+
+def test_health_tells_how_workers_fare(open_door: OpenDoor) -> None:
+    """But not what they logged, nor whose requests they had: no key is asked for."""
+    door = open_door()
+    ended = WorkerExit(
+        pid=1, code=-6, signal="SIGABRT", seconds=2.0, log=("secret",), requests=("r-1",)
+    )
+    worker = WorkerStatus(model="m", state="ready", restarts=1, resumed=3, exits=(ended,))
+    door.runtime.rows = [msgspec.structs.replace(row, worker=worker) for row in door.runtime.rows]
+    assert httpx.get(door.url + "/health").json()["models"][0]["worker"] == {
+        "state": "ready",
+        "restarts": 1,
+        "resumed": 3,
+        "poisonous": 0,
+        "last_exit": "was ended by SIGABRT",
+    }
 
 
 def test_body_too_large(open_door: OpenDoor) -> None:

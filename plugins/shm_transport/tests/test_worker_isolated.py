@@ -28,7 +28,7 @@ from themis_core.errors import (
     DeadlineExceeded,
     ModelFileInvalid,
     ModelLoadFailed,
-    RequestRejected,
+    RequestPoisonous,
 )
 from themis_core.messages import (
     Delta,
@@ -306,7 +306,7 @@ def test_a_poisonous_request_is_refused_and_the_others_go_on(
                 for _ in range(6)
             ]
             await asyncio.sleep(0.1)
-            with pytest.raises(RequestRejected, match="SIGABRT"):
+            with pytest.raises(RequestPoisonous, match="SIGABRT"):
                 await collect(backend, GenerateRequest(prompt="this is poison"))
             assert [text_of(events) for events in await asyncio.gather(*good)] == [TEXT] * 6
             status = backend.worker
@@ -325,10 +325,10 @@ def test_alone_a_poisonous_request_costs_two_workers(
         backend = poison()
         await backend.start()
         try:
-            with pytest.raises(RequestRejected):
+            with pytest.raises(RequestPoisonous):
                 await collect(backend, GenerateRequest(prompt="poison"))
             assert len(backend.worker.exits) == 2
-            with pytest.raises(RequestRejected):
+            with pytest.raises(RequestPoisonous):
                 await backend.embed(EmbedRequest(inputs=("x",)))
             assert len(backend.worker.exits) == 4
         finally:
@@ -348,7 +348,7 @@ def test_a_backend_that_fails_for_good_gets_a_new_worker(
         try:
             first = backend.worker.pid
             request = GenerateRequest(prompt="break it", timeout=20)
-            with pytest.raises((BackendFailed, RequestRejected)):
+            with pytest.raises((BackendFailed, RequestPoisonous)):
                 await collect(backend, request)
             assert text_of(await collect(backend, GenerateRequest(prompt=TEXT))) == TEXT
             assert backend.worker.pid != first
@@ -470,6 +470,9 @@ def test_isolation_is_one_word_of_configuration(tmp_path: Path) -> None:
             completion = await runtime.complete(GenerateRequest(prompt="Hello, you"))
             assert completion.text == "Hello, you"
             assert len(children()) == 1
+            (status,) = runtime.models()
+            assert status.worker is not None
+            assert (status.worker.state, status.worker.pid) == ("ready", int(children()[0]))
 
     run(main)
 

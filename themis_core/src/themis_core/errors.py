@@ -105,6 +105,12 @@ class RequestRejected(ThemisError):
     code = "request_rejected"
 
 
+class RequestPoisonous(RequestRejected):
+    """The request ended its worker process twice, running alone; it is not tried again."""
+
+    code = "request_poisonous"
+
+
 class QuotaExceeded(ThemisError):
     """The tenant or the model has used up its quota."""
 

@@ -16,6 +16,7 @@ STATUS: dict[str, int] = {
     "prompt_too_long": 400,
     "request_too_large": 400,
     "request_rejected": 400,
+    "request_poisonous": 400,
     "model_not_found": 404,
     "adapter_not_found": 404,
     "quota_exceeded": 429,

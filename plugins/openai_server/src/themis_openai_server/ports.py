@@ -14,6 +14,7 @@ from themis_core.messages import (
     GenerateRequest,
     ModelInfo,
 )
+from themis_core.worker import WorkerStatus
 
 
 class ModelRow(Protocol):
@@ -42,6 +43,11 @@ class ModelRow(Protocol):
     @property
     def info(self) -> ModelInfo | None:
         """Facts, if it is loaded."""
+        ...
+
+    @property
+    def worker(self) -> WorkerStatus | None:
+        """Its process, if it has one of its own."""
         ...
 
 

@@ -209,9 +209,24 @@ def model_entry(name: str, row: ModelRow, created: int) -> dict[str, Any]:
 
 def health_reply(rows: Sequence[ModelRow]) -> bytes:
     """The body of /health: it looks at states and touches no model."""
-    models = [{"name": row.name, "backend": row.backend, "state": row.state} for row in rows]
+    models = [_health(row) for row in rows]
     failed = any(row.state == "failed" for row in rows)
     return _encoder.encode({"status": "degraded" if failed else "ok", "models": models})
+
+
+def _health(row: ModelRow) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": row.name, "backend": row.backend, "state": row.state}
+    if row.worker is not None:
+        worker = row.worker
+        found["worker"] = {
+            "state": worker.state,
+            "restarts": worker.restarts,
+            "resumed": worker.resumed,
+            "poisonous": worker.poisonous,
+            # Without logs and request ids: this needs no key.
+            "last_exit": worker.exits[-1].reason if worker.exits else None,
+        }
+    return found
 
 
 def _base64(vector: Sequence[float]) -> str:

@@ -14,6 +14,7 @@ from themis_core.contracts import Backend
 from themis_core.errors import BackendClosed, BackendFailed, ModelLoadFailed, ThemisError
 from themis_core.messages import BackendStats, ModelInfo
 from themis_core.runtime.closing import close_at_once
+from themis_core.worker import IsolatedBackend, WorkerStatus
 
 _log = logging.getLogger("themis.runtime")
 
@@ -23,7 +24,8 @@ State = Literal["unloaded", "loading", "ready", "failed"]
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A configured model at this moment.
 
-    `error` is why the last loading failed, or why the model failed after it.
+    `error` is why the last loading failed, or why the model failed after it. `worker` is there for
+    models with a process of their own: its state, its restarts and how it ended lately.
     """
 
     name: str
@@ -32,6 +34,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     info: ModelInfo | None = None
     error: str | None = None
+    worker: WorkerStatus | None = None
 
 
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +217,7 @@ class _Model:
             aliases=self.source.aliases,
             info=info,
             error=error,
+            worker=backend.worker if isinstance(backend, IsolatedBackend) else None,
         )
 
     async def aclose(self) -> None:

@@ -16,7 +16,7 @@ from themis_core.errors import (
     BackendClosed,
     BackendFailed,
     DeadlineExceeded,
-    RequestRejected,
+    RequestPoisonous,
     ThemisError,
 )
 from themis_core.messages import (
@@ -45,7 +45,7 @@ class IsolatedBackend:
 
     When the worker dies, requests in flight are carried on by the next one, unless that is
     switched off or could not be exact; then they raise `BackendFailed`, which says how the worker
-    ended. A request that kills its workers raises `RequestRejected`.
+    ended. A request that kills its workers raises `RequestPoisonous`.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class IsolatedBackend:
         """Raise, unless the request may be carried on."""
         if suspect.guilty:
             self._poisonous += 1
-            raise RequestRejected(
+            raise RequestPoisonous(
                 f"The request is refused: twice, running alone, its worker {found.reason}.",
                 remedy="Report it, with the log of the worker.",
             ) from error
