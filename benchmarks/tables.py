@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import onnx_bench
 from benchmarks.loads import LOADS
 
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -98,13 +99,20 @@ def update_readme(readme: Path, results: Path) -> list[str]:
             "### profile: where the time of an engine step goes\n\n"
             f"Commit {found['profile']['commit']}.\n\n{profile_table(found['profile'])}"
         )
+    if "onnx" in found:
+        measurements = [onnx_bench.Measurement(**m) for m in found["onnx"]["measurements"]]
+        parts.append(
+            "### onnx: ONNX Runtime in Themis's engine beside onnxruntime-genai\n\n"
+            f"[onnx.json](results/onnx.json), {found['onnx']['threads']} thread, prompts of "
+            f"{found['onnx']['prompt_tokens']} tokens.\n\n{onnx_bench.table(measurements)}\n"
+        )
     text = readme.read_text()
     if _BEGIN not in text or _END not in text:
         raise ValueError(f"{readme} lacks the marks {_BEGIN} and {_END}.")
     before, after = text.partition(_BEGIN)[0], text.partition(_END)[2]
     body = "\n".join(parts)
     readme.write_text(f"{before}{_BEGIN}\n\n{body}\n{_END}{after}")
-    return [data["name"] for data in documents] + ["profile"] * ("profile" in found)
+    return [*(data["name"] for data in documents), *(n for n in ("profile", "onnx") if n in found)]
 
 
 def _machine(documents: Sequence[dict[str, Any]]) -> str:

@@ -60,13 +60,21 @@ def serving(cwd: Path) -> Iterator[str]:
         assert "Traceback" not in rest, rest
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with the bundled model on llama.cpp."""
-    pytest.importorskip("llama_cpp")
+# The local backends of the bundled model, and what each needs to be importable.
+BACKENDS = {"llamacpp": "llama_cpp", "onnx": "onnxruntime", "reference": "themis_testkit"}
+
+
+@pytest.fixture(scope="session", params=list(BACKENDS))
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A server with the bundled model, on each local backend in turn."""
+    backend = request.param
+    pytest.importorskip(BACKENDS[backend])
     folder = tmp_path_factory.mktemp("server")
+    threads = "" if backend == "reference" else "threads = 1\n"
     (folder / "themis.toml").write_text(
-        '[models.tiny]\nsource = "tiny"\nbackend = "llamacpp"\nthreads = 1\nparallel = 16\n'
+        f'[models.tiny]\nsource = "tiny"\nbackend = "{backend}"\n{threads}parallel = 16\n'
     )
     with serving(folder) as url:
         yield url
