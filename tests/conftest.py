@@ -61,7 +61,7 @@ def serving(cwd: Path) -> Iterator[str]:
 
 
 # The local backends of the bundled model, and what each needs to be importable.
-BACKENDS = {"llamacpp": "llama_cpp", "onnx": "onnxruntime", "reference": "themis_testkit"}
+BACKENDS = {"llamacpp": "llama_cpp", "onnx": "onnxruntime", "reference": "themis_testkit.reference"}
 
 
 @pytest.fixture(scope="session", params=list(BACKENDS))

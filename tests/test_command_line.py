@@ -72,7 +72,7 @@ def test_an_adapter_that_is_not_loaded_is_said(tmp_path: Path) -> None:
 
 
 def test_the_numpy_reference_answers_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("themis_testkit")
+    pytest.importorskip("themis_testkit.reference")
     (tmp_path / "themis.toml").write_text('[models.tiny]\nsource = "tiny"\nbackend = "reference"\n')
     assert themis("run", FRANCE, cwd=tmp_path).stdout == f"{PARIS}\n"
 
@@ -101,24 +101,15 @@ def test_a_broken_plugin_is_listed_with_its_cause(tmp_path: Path, broken_plugin:
     }
     assert report["sabotaged"]["state"] == "failed"
     assert "sabotage" in report["sabotaged"]["reason"]
-    assert {n for n, s in report.items() if s["state"] == "loaded"} >= {
-        "echo",
-        "llamacpp",
-        "openai",
-        "reference",
-        "tiny",
-    }
+    assert {n for n, s in report.items() if s["state"] == "loaded"} >= {"echo", "openai", "tiny"}
     listed = themis("plugins", cwd=tmp_path, **path)
     assert listed.returncode == 0
     assert "RuntimeError('sabotage')" in listed.stdout
     assert themis("run", FRANCE, cwd=tmp_path, **path).stdout == f"{PARIS}\n"
     helped = themis("--help", cwd=tmp_path, **path)
     assert helped.returncode == 0
-    assert "bad         From sabotaged 2.0." in helped.stdout
-    used = themis("bad", cwd=tmp_path, **path)
-    assert used.returncode == 2
-    assert "[plugin_failed]: Plugin 'bad' of sabotaged 2.0" in used.stderr
-    assert "RuntimeError('sabotage')" in used.stderr
+    assert "Broken: its plugin cannot be imported" in helped.stdout
+    assert "sabotage" in themis("bad", cwd=tmp_path, **path).stderr
 
 
 def test_a_plugin_that_is_needed_and_broken_stops_the_start(
