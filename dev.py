@@ -34,10 +34,12 @@ MEMBERS = [
     "themis_testkit",
     "plugins/tiny_model",
     "plugins/echo",
+    "plugins/grpc_transport",
     "plugins/llamacpp",
     "plugins/onnx[cpu]",
     "plugins/openai_server[fast]",
     "plugins/shm_transport",
+    "plugins/vllm_remote[grpc]",
 ]
 LLAMA_CPP = "plugins/llamacpp"
 COMPILE_NOTE = """\

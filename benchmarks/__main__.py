@@ -18,6 +18,8 @@ from benchmarks.onnx_bench import onnx
 from benchmarks.peers import Setup, known
 from benchmarks.running import ServerFailed
 from benchmarks.serving import Plan, measure
+from benchmarks.startup import startup
+from benchmarks.vllm import vllm
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
@@ -171,6 +173,15 @@ def profile(
     click.echo(f"{tables.profile_table(data)}\n{report.save(data, out)}")
 
 
+@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1)
+def transport(arguments: tuple[str, ...]) -> None:
+    """Transports beside HTTP/JSON, ZeroMQ and bare gRPC, in one run."""
+    from benchmarks.transport import main as measure_transports
+
+    measure_transports.main(arguments, prog_name="python -m benchmarks transport")
+
+
 @main.command(name="tables")
 @_out
 def tables_(out: Path) -> None:
@@ -195,6 +206,8 @@ def _flat(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 main.add_command(onnx)
+main.add_command(startup)
+main.add_command(vllm)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

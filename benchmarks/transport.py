@@ -1,4 +1,4 @@
-"""Transports beside HTTP/JSON and ZeroMQ, in one run: `python -m benchmarks.transport`.
+"""Transports beside HTTP/JSON, ZeroMQ and bare gRPC, in one run: `python -m benchmarks transport`.
 
 Every round measures all in another order, so that a slow minute of the host hits all of them;
 ratios are taken within a round. Latencies are pooled over the rounds. uvloop on both sides.
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,28 @@ import click
 import uvloop
 
 from benchmarks import transport_yardsticks as yardsticks
-from benchmarks.transport_yardsticks import Client
+from benchmarks.machine import commit, machine
+from benchmarks.transport_yardsticks import Client, transport_of
 from themis_core.contracts import Backend
 from themis_core.worker import bench
 from themis_core.worker.bench import STREAMS
-from themis_shm_transport.transport import SocketTransport
 
 OUT = Path(__file__).parent / "results" / "transport.json"
+BARE = "bare grpcio stream"
 YARDSTICKS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "aiohttp + uvicorn": ("http", yardsticks.aiohttp_client),
     "httpx + uvicorn": ("http", yardsticks.httpx_client),
     "pyzmq": ("zmq", yardsticks.zmq_client),
+    BARE: ("grpc", yardsticks.grpc_client),
 }
-OURS = ("unix", "shm")
+PACKAGES = ("aiohttp", "grpcio", "httpx", "msgspec", "pyzmq", "uvicorn", "uvloop")
+OURS = ("unix", "shm", "grpc")
 TARGETS = {
     "unary p50 of shm and unix, microseconds: at most": 100,
     "32 streams one by one, events/s: at least": 200_000,
     "32 streams batched, events/s: at least": 500_000,
     "matrix in place over shm, ms: at most": 1.0,
+    "grpc unary over a bare grpcio stream: at most": 1.2,
 }
 
 
@@ -65,7 +70,7 @@ class Themis:
 async def themis(scheme: str, folder: str, *, batch: bool = True) -> AsyncIterator[Themis]:
     url = f"{scheme}://{folder}/themis.sock"
     module = "themis_core.worker.bench" if batch else "benchmarks.transport_yardsticks"
-    async with bench.worker(SocketTransport(scheme), url, module) as backend:
+    async with bench.worker(transport_of(scheme), url, module) as backend:
         yield Themis(backend)
 
 
@@ -156,6 +161,11 @@ def summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, floa
                 mine / unix for mine, unix in zip(p50s, base, strict=True)
             ),
         }
+        if name == "grpc":
+            entry["unary_over_bare"] = statistics.median(
+                mine / statistics.median(row[BARE]["unary"])
+                for mine, row in zip(p50s, rounds, strict=True)
+            )
         for key in rounds[0][name]:
             if key != "unary":
                 entry[key] = statistics.median(row[name][key] for row in rounds)
@@ -181,27 +191,80 @@ def table(found: dict[str, dict[str, float]]) -> str:
             f"| {row['unary_over_unix']:.2f} | {row['burst_us_per_token']:.2f} | {streams} "
             f"| {copied} / {row['matrix_ms']:.2f} |"
         )
+    if "grpc" in found:
+        ratio = found["grpc"]["unary_over_bare"]
+        lines.append(f"\ngrpc takes {ratio:.2f} times as long as {BARE} for a unary call.")
     return "\n".join(lines)
+
+
+def draw(data: dict[str, Any], path: Path) -> None:
+    """Write an SVG: latency of a call, and events per second of 32 streams."""
+    # Loaded here: it takes a second, and measuring does not need it.
+    import matplotlib as mpl  # type: ignore[import-not-found, unused-ignore]
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "themis", "font.size": 9, "axes.spines.top": False})
+    mpl.rcParams["axes.spines.right"] = False
+    from matplotlib import pyplot as plt
+
+    summary = data["summary"]
+    names = [*reversed(summary)]  # The first is drawn at the bottom.
+    colours = ["#2563eb" if name in OURS else "#6b7280" for name in names]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.5, 3.4), layout="constrained", sharey=True
+    )
+    p50 = [summary[name]["unary_p50_us"] for name in names]
+    left.bar_label(left.barh(names, p50, color=colours), fmt="%.0f", padding=3, fontsize=8)
+    left.plot([summary[name]["unary_p99_us"] for name in names], names, "|", color="#111827", ms=8)
+    rates = [
+        max(row.get("stepped_per_second", 0), row["streams_per_second"]) / 1000
+        for row in map(summary.get, names)
+    ]
+    right.bar_label(right.barh(names, rates, color=colours), fmt="%.0f", padding=3, fontsize=8)
+    for axes, title in (
+        (left, "A call, microseconds (less is better; log): p50, line p99"),
+        (right, "32 streams, 1000 events per second (more is better; log)"),
+    ):
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_xscale("log")
+    figure.suptitle(data["title"], fontsize=10, x=0.01, ha="left")
+    host = data["machine"]
+    figure.supxlabel(f"{host['cpu']}, {host['cores']} cores", fontsize=7, color="#6b7280")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--calls", type=click.IntRange(min=100), default=2000, show_default=True)
+@click.option("--quick", is_flag=True, help="One round with fewer calls: a trial, no result.")
 @click.option("--seed", type=int, default=1)
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, show_default=True)
-def main(rounds: int, calls: int, seed: int, out: Path) -> None:
-    """Measure all transports and yardsticks."""
+def main(rounds: int, calls: int, quick: bool, seed: int, out: Path) -> None:
+    """Measure all transports and yardsticks; writes a file, and a plot beside it."""
+    if quick:
+        rounds, calls = 1, 100
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found = runner.run(run(rounds, calls, seed))
     result = summary(found)
-    machine = {"cores": os.cpu_count(), "python": sys.version.split()[0], "load": os.getloadavg()}
     for row in found:
         for entry in row.values():
             entry["unary"] = round(statistics.median(entry["unary"]), 1)
-    data = {"machine": machine, "targets": TARGETS, "summary": result, "rounds": found}
+    data = {
+        "name": "transport",
+        "title": "Transports: 512 token ids there, 100 back",
+        "commit": commit(),
+        "machine": {**machine(), "load": os.getloadavg()},
+        "versions": {name: version(name) for name in PACKAGES},
+        "setup": {"rounds": rounds, "calls": calls, "quick": quick},
+        "targets": TARGETS,
+        "summary": result,
+        "rounds": found,
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(data, indent=1) + "\n")
-    click.echo(table(result))
+    draw(data, out.with_suffix(".svg"))
+    click.echo(f"{table(result)}\n{out}")
 
 
 if __name__ == "__main__":

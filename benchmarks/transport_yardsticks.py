@@ -1,8 +1,8 @@
-"""What transports are compared with: HTTP/JSON by uvicorn, and ZeroMQ. Run as a script: a server.
+"""What transports are compared with: HTTP/JSON, ZeroMQ, bare gRPC. Run as a script: a server.
 
 Both carry the same: 512 token ids there; 100 back at once, or one in each event.
-`python -m benchmarks.transport_yardsticks http|zmq PATH` serves at a Unix socket until its standard
-input ends; so does `themis-single SCHEME://PATH`, a Themis worker that batches nothing.
+`python -m benchmarks.transport_yardsticks http|zmq|grpc PATH` serves at a Unix socket until its
+standard input ends; so does `themis-single SCHEME://PATH`, a Themis worker that batches nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,20 @@ from typing import Any, Protocol
 import msgspec
 import uvloop
 
+from themis_core.contracts import Transport
 from themis_core.protocol import ServerOptions
 from themis_core.worker.bench import ANSWER_IDS, MATRIX_COLUMNS, MATRIX_ROWS, PROMPT_IDS
+from themis_grpc_transport.transport import GrpcTransport
 from themis_shm_transport.transport import SocketTransport
 
 MATRIX = bytes(4 * MATRIX_ROWS * MATRIX_COLUMNS)
 BODY = {"prompt": list(PROMPT_IDS), "max_tokens": len(ANSWER_IDS)}
+
+
+def transport_of(scheme: str, options: ServerOptions | None = None) -> Transport:
+    """The transport of a URL scheme."""
+    kind = GrpcTransport if scheme == "grpc" else SocketTransport
+    return kind(scheme, server=options)
 
 
 class Client(Protocol):
@@ -232,6 +240,109 @@ async def serve_zmq(path: str) -> None:
         task.add_done_callback(tasks.discard)
 
 
+# --- gRPC ----------------------------------------------------------------------------------------
+
+
+class Grpc:
+    """One long-lived bidirectional stream of bytes; answers carry the number of their request."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._numbers = 0
+        self._writing = asyncio.Lock()
+        self._waiting: dict[int, asyncio.Queue[Any]] = {}
+        self._reader = asyncio.create_task(self._read())
+
+    async def unary(self) -> None:
+        async for answer in self._ask("unary", list(PROMPT_IDS), 100):
+            assert len(answer) == 100
+
+    async def stream(self, tokens: int) -> None:
+        count = 0
+        async for _ in self._ask("stream", list(PROMPT_IDS), tokens):
+            count += 1
+        assert count == tokens
+
+    async def matrix(self) -> None:
+        async for answer in self._ask("matrix", [], 0):
+            assert len(answer) == len(MATRIX)
+
+    async def aclose(self) -> None:
+        await self._call.done_writing()
+        await self._reader
+
+    async def _ask(self, kind: str, ids: list[int], tokens: int) -> AsyncIterator[Any]:
+        self._numbers += 1
+        number = self._numbers
+        queue = self._waiting[number] = asyncio.Queue()
+        async with self._writing:
+            await self._call.write(_encode((number, kind, ids, tokens)))
+        last = False
+        while not last:
+            last, answer = await queue.get()
+            yield answer
+        del self._waiting[number]
+
+    async def _read(self) -> None:
+        import grpc.aio
+
+        while (data := await self._call.read()) is not grpc.aio.EOF:
+            number, last, answer = _decode(data)
+            self._waiting[number].put_nowait((last, answer))
+
+
+_UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+@asynccontextmanager
+async def grpc_client(path: str) -> AsyncIterator[Client]:
+    """grpcio's asyncio client, without Protobuf."""
+    import grpc.aio
+
+    async with grpc.aio.insecure_channel(f"unix:{path}", options=_UNLIMITED) as channel:
+        client = Grpc(channel.stream_stream("/bare/Stream")())
+        yield client
+        await client.aclose()
+
+
+async def serve_grpc(path: str) -> None:
+    """grpcio's asyncio server; each request is answered in a task of its own."""
+    import grpc.aio
+
+    async def stream(requests: Any, context: Any) -> None:
+        writing, tasks = asyncio.Lock(), set()
+
+        async def write(*message: Any) -> None:
+            async with writing:
+                await context.write(_encode(message))
+
+        async def answer(number: int, kind: str, tokens: int) -> None:
+            if kind == "unary":
+                await write(number, True, ANSWER_IDS)
+            elif kind == "matrix":
+                await write(number, True, MATRIX)
+            for token in range(tokens if kind == "stream" else 0):
+                await write(number, token == tokens - 1, (" token", (token,)))
+
+        while (data := await context.read()) is not grpc.aio.EOF:
+            number, kind, _, tokens = _decode(data)
+            task = asyncio.create_task(answer(number, kind, tokens))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    server = grpc.aio.server(options=_UNLIMITED)
+    handler: Any = grpc.stream_stream_rpc_method_handler(stream)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("bare", {"Stream": handler}),)
+    )
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    try:
+        await server.wait_for_termination()
+    finally:
+        await server.stop(None)
+
+
 async def serve_http(path: str) -> None:
     """uvicorn, as fast as it goes: httptools, uvloop, no log."""
     import uvicorn
@@ -246,11 +357,13 @@ async def serve(kind: str, where: str) -> None:
         from themis_core.worker.bench import serve_bench
 
         scheme = where.partition(":")[0]
-        await serve_bench(SocketTransport(scheme, server=ServerOptions(batch=False)), where)
+        await serve_bench(transport_of(scheme, ServerOptions(batch=False)), where)
         return
     stop = asyncio.Event()
     asyncio.get_running_loop().add_reader(0, stop.set)
-    task = asyncio.create_task({"http": serve_http, "zmq": serve_zmq}[kind](where))
+    task = asyncio.create_task(
+        {"http": serve_http, "zmq": serve_zmq, "grpc": serve_grpc}[kind](where)
+    )
     await stop.wait()
     task.cancel()
     await asyncio.wait([task])

@@ -108,8 +108,11 @@ def test_a_broken_plugin_is_listed_with_its_cause(tmp_path: Path, broken_plugin:
     assert themis("run", FRANCE, cwd=tmp_path, **path).stdout == f"{PARIS}\n"
     helped = themis("--help", cwd=tmp_path, **path)
     assert helped.returncode == 0
-    assert "Broken: its plugin cannot be imported" in helped.stdout
-    assert "sabotage" in themis("bad", cwd=tmp_path, **path).stderr
+    assert "bad         From sabotaged 2.0." in helped.stdout
+    used = themis("bad", cwd=tmp_path, **path)
+    assert used.returncode == 2
+    assert "[plugin_failed]: Plugin 'bad' of sabotaged 2.0" in used.stderr
+    assert "RuntimeError('sabotage')" in used.stderr
 
 
 def test_a_plugin_that_is_needed_and_broken_stops_the_start(

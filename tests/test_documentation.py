@@ -17,7 +17,11 @@ from themis_core.plugins import Registry
 
 from .conftest import ROOT, clean_environment
 
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("plugins/*/README.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "docs/configuration.md",
+    *sorted(ROOT.glob("plugins/*/README.md")),
+]
 
 
 def blocks(language: str) -> list[ParameterSet]:

@@ -1,4 +1,4 @@
-"""The official OpenAI client against `themis serve` with the bundled model on each local backend."""
+"""The official OpenAI client against `themis serve` with the bundled model, on each backend."""
 
 from __future__ import annotations
 

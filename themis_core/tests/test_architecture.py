@@ -20,6 +20,7 @@ ROOMS = [
     "config",
     "worker",
     "runtime",
+    "doctor",
     "cli",
 ]
 SHARED = {"errors", "suggest", "__version__"}

@@ -217,6 +217,27 @@ def test_an_interrupt_leaves_nothing_running(at_once: bool) -> None:
     assert not threads()
 
 
+def test_an_interrupt_while_a_call_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C just after the event loop was given its work, before anybody waits for it."""
+    backend = ScriptedBackend(lambda request: [Started(prompt_tokens=1), Hold()])
+    with opened(backend) as runtime:
+        thread: Any = runtime._thread
+        wake = thread._loop._write_to_self
+
+        def interrupted() -> None:
+            monkeypatch.undo()
+            wake()
+            raise KeyboardInterrupt
+
+        events = runtime.generate(ASK)
+        monkeypatch.setattr(thread._loop, "_write_to_self", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(events)
+        assert list(events) == []
+        assert not thread._tasks
+    assert not threads()
+
+
 def test_before_and_behind_the_with_block() -> None:
     runtime = opened(ScriptedBackend(say("a")))
     with pytest.raises(BackendClosed, match="Enter it"):

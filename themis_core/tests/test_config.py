@@ -145,7 +145,7 @@ def test_the_environment_overrides_the_file(registry: Registry, write_config: Wr
     shown = {entry.key: entry for entry in effective(config)}
     assert shown["models.a.context"].value == 64
     assert shown["models.a.context"].origin == "environment variable THEMIS_MODELS__A__CONTEXT"
-    assert shown["models.a.path"].origin == str(path)
+    assert shown["models.a.path"].origin == f"{path}:3"
     assert shown["models.a.preload"].origin == "default"
     assert shown["models.a.token"].value == "(hidden)"
     assert "s3cret" not in json.dumps([entry.value for entry in shown.values()])
@@ -203,3 +203,15 @@ def test_any_data_gives_a_configuration_or_problems(data: dict[str, Any]) -> Non
 def test_any_text_may_stand_in_the_environment(text: str) -> None:
     raw = read(None, {"THEMIS_A__B": text})
     assert [key for key, _ in leaves(raw.data)][:1][0].startswith("a.b")
+
+
+def test_a_misspelt_backend_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "themis.toml"
+    file.write_text('[models.a]\nbackand = "echo"\nthreads = 1\n')
+    with pytest.raises(ConfigInvalid) as caught:
+        load(file, Registry())
+    found = {(problem.key, problem.line, problem.remedy) for problem in caught.value.problems}
+    assert found == {
+        ("models.a.backend", 1, "Give backend, or source."),
+        ("models.a.backand", 2, "Did you mean 'backend'?"),
+    }

@@ -88,3 +88,8 @@ def test_capabilities_know_the_optional_fields() -> None:
 
 def test_request_ids_differ() -> None:
     assert GenerateRequest(prompt="a").request_id != GenerateRequest(prompt="a").request_id
+
+
+def test_what_one_request_does_to_its_parameters_touches_no_other() -> None:
+    GenerateRequest(prompt="a").sampling.logit_bias[1] = 1.0
+    assert GenerateRequest(prompt="b").sampling.logit_bias == {}

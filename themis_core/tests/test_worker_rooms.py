@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from themis_core.errors import BackendFailed
@@ -215,7 +216,10 @@ def test_an_answer_that_is_given_again_is_taken_up_where_it_was_cut(
     whole: list[GenerateEvent], data: Any
 ) -> None:
     """Several choices, log-probabilities and reasoning: nothing is moved, all is compared."""
-    assume(not any(isinstance(e, Delta) and e.tool_calls for e in whole))
+    whole = [
+        msgspec.structs.replace(event, tool_calls=()) if isinstance(event, Delta) else event
+        for event in whole
+    ]
     n = sum(isinstance(event, Finished) for event in whole)
     request = GenerateRequest(prompt="x", sampling=SamplingParams(temperature=0.0, n=n))
     cut = data.draw(st.integers(0, len(whole) - 1))

@@ -119,11 +119,12 @@ class TestSizes:
         ],
     )
     def test_cells(self, context: int, changes: dict[str, Any], cells: int) -> None:
-        from themis_llamacpp.loading import _kv_tokens, sequences
+        from themis_llamacpp.loading import sequences
+        from themis_llamacpp.memory import kv_tokens
 
         settings = LlamaCppSettings(**(GOOD | changes))
         count = sequences(self.facts(context), settings)
-        assert _kv_tokens(settings, context, count) == cells
+        assert kv_tokens(settings, context, count) == cells
 
     @pytest.mark.parametrize(
         ("changes", "kind", "count"),

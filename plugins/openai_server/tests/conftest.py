@@ -29,6 +29,7 @@ from themis_core.messages import (
     Started,
     Usage,
 )
+from themis_core.runtime import HookStats
 from themis_core.runtime.gather import gather
 from themis_core.worker import WorkerStatus
 from themis_openai_server.server import OpenAIServer, create
@@ -96,6 +97,7 @@ class ScriptedRuntime:
         self.vectors: tuple[tuple[float, ...], ...] | None = None
         self.default_model = "m"
         self.all_stats: dict[str, BackendStats] = {}
+        self.all_hooks: list[HookStats] = []
         self.rows = [
             Row(name="m", aliases=("alias",), info=ModelInfo(backend="s", context_length=64))
         ]
@@ -137,6 +139,10 @@ class ScriptedRuntime:
     async def stats(self) -> dict[str, BackendStats]:
         """The scripted figures."""
         return self.all_stats
+
+    def hook_stats(self) -> list[HookStats]:
+        """The scripted figures of hooks."""
+        return self.all_hooks
 
 
 class LoopThread:

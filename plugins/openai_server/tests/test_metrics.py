@@ -10,7 +10,8 @@ import httpx
 import msgspec
 
 from themis_core.messages import BackendStats, Histogram
-from themis_openai_server.metrics import METRICS, exposition
+from themis_core.runtime import HookStats
+from themis_openai_server.metrics import HOOK_METRICS, METRICS, exposition
 
 from .conftest import WAIT_S, Door, OpenDoor
 
@@ -34,12 +35,18 @@ def samples(text: str) -> dict[tuple[str, str], float]:
 
 def test_every_field_appears_and_is_documented() -> None:
     assert set(METRICS) == set(BackendStats.__struct_fields__)
-    names = [name for name, _, _ in METRICS.values()]
+    assert {"hook", "call", *HOOK_METRICS} == set(HookStats.__struct_fields__)
+    names = [name for name, _, _ in (*METRICS.values(), *HOOK_METRICS.values())]
     assert len(set(names)) == len(names)
     documented = README.read_text(encoding="utf-8")
-    for field, (name, kind, _) in METRICS.items():
+    metrics = [(BackendStats(), METRICS), (HookStats(hook="", call=""), HOOK_METRICS)]
+    for stats, field, name, kind in (
+        (stats, field, name, kind)
+        for stats, family in metrics
+        for field, (name, kind, _) in family.items()
+    ):
         assert f"`{name}`" in documented
-        histogram = isinstance(getattr(BackendStats(), field), Histogram)
+        histogram = isinstance(getattr(stats, field), Histogram)
         assert (kind == "histogram") == histogram
         assert (kind == "counter") == name.endswith("_total")
 
@@ -67,11 +74,29 @@ def test_values() -> None:
     assert found[f"{name}_count", r'model="b\"\\\n"'] == 0
 
 
+def test_hooks() -> None:
+    seconds = Histogram(bounds=(0.5,), counts=(2, 1), total=1.25)
+    hook = HookStats(hook='validators."a"', call="check_input", seconds=seconds, timeouts=4)
+    found = samples(exposition({}, [hook]).decode())
+    label = r'hook="validators.\"a\"",call="check_input"'
+    assert found == {
+        ("themis_hook_seconds_bucket", f'{label},le="0.5"'): 2,
+        ("themis_hook_seconds_bucket", f'{label},le="+Inf"'): 3,
+        ("themis_hook_seconds_sum", label): 1.25,
+        ("themis_hook_seconds_count", label): 3,
+        ("themis_hook_timeouts_total", label): 4,
+        ("themis_hook_failures_total", label): 0,
+    }
+
+
 def test_endpoint(door: Door) -> None:
     door.runtime.all_stats = {"m": BackendStats(requests=3)}
+    door.runtime.all_hooks = [HookStats(hook="quota", call="reserve", failures=2)]
     response = httpx.get(f"{door.url}/metrics", timeout=WAIT_S)
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert samples(response.text)["themis_requests_total", 'model="m"'] == 3
+    found = samples(response.text)
+    assert found["themis_requests_total", 'model="m"'] == 3
+    assert found["themis_hook_failures_total", 'hook="quota",call="reserve"'] == 2
     assert httpx.post(f"{door.url}/metrics", timeout=WAIT_S).status_code == 405
 
 

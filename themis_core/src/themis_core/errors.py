@@ -131,6 +131,13 @@ class Overloaded(ThemisError):
     retryable = True
 
 
+class HookTimeout(ThemisError):
+    """A validator, quota or cache did not answer within its budget, and its mode is closed."""
+
+    code = "hook_timeout"
+    retryable = True
+
+
 # --- the model -----------------------------------------------------------------------------------
 
 
@@ -198,6 +205,12 @@ class PluginIncompatible(ThemisError):
     """The plugin was made for another version of the plugin API."""
 
     code = "plugin_incompatible"
+
+
+class PluginLocked(ThemisError):
+    """The lock does not list the plugin, or what is installed differs from what it lists."""
+
+    code = "plugin_locked"
 
 
 def all_error_types() -> tuple[type[ThemisError], ...]:

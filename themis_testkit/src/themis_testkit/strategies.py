@@ -229,13 +229,48 @@ def event_streams(draw: st.DrawFn, *, max_choices: int = 3) -> list[GenerateEven
         [*draw(st.lists(deltas(index=i), max_size=4)), draw(finishes(index=i))]
         for i in range(choices)
     ]
-    prompt_tokens = draw(_counts)
-    stream: list[GenerateEvent] = [Started(prompt_tokens=prompt_tokens)]
+    prompt_tokens, cached = draw(_counts), draw(_counts)
+    chosen = st.builds(AdapterWeight, name=texts(min_size=1), weight=_finite)
+    stream: list[GenerateEvent] = [
+        Started(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=min(cached, prompt_tokens),
+            adapters=draw(st.lists(chosen, max_size=2).map(tuple)),
+        )
+    ]
     while queues:
         queue = draw(st.sampled_from(queues))
         stream.append(queue.pop(0))
         if not queue:
             queues.remove(queue)
     sampled = sum(len(event.token_ids) for event in stream if isinstance(event, Delta))
-    usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=sampled)
+    usage = Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=sampled,
+        cached_tokens=min(cached, prompt_tokens),
+    )
     return [*stream, Done(usage=usage)]
+
+
+def cache_operations() -> Strategy[list[tuple[bytes, bytes | None]]]:
+    """A history of a cache: (key, value) puts, (key, None) gets; keys are few and alike."""
+    keys = st.sampled_from([b"", b"a", b"A", b"a\0", b"aa", b"a ", b"\xff"]) | st.binary(max_size=3)
+    return st.lists(st.tuples(keys, st.none() | st.binary(max_size=20)), max_size=24)
+
+
+def quota_operations() -> Strategy[list[tuple[str, int]]]:
+    """A history of a quota: (what, number), what being reserve, settle or release."""
+    kinds = st.sampled_from(["reserve", "reserve", "settle", "release"])
+    return st.lists(st.tuples(kinds, st.integers(0, 7)), max_size=30)
+
+
+@st.composite
+def divided_texts(draw: st.DrawFn, fragments: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """A text in pieces, as tokens might divide it; it is full of parts of `fragments`."""
+    alphabet = sorted(set("".join(fragments)) | set(" aé\u0130\N{PARTY POPPER}"))
+    wholes = st.sampled_from(fragments) if fragments else st.nothing()
+    short = st.text(st.sampled_from(alphabet), max_size=4)
+    text = "".join(draw(st.lists(wholes | short | texts(), max_size=6)))
+    cuts = sorted(draw(st.sets(st.integers(0, len(text)), max_size=len(text))))
+    ends = [*cuts, len(text)]
+    return tuple(text[start:end] for start, end in zip([0, *cuts], ends, strict=True))

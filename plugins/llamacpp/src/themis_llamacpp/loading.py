@@ -10,24 +10,20 @@ from themis_core.errors import ModelLoadFailed
 from themis_llamacpp import gguf_header, log
 from themis_llamacpp.facts import Facts
 from themis_llamacpp.gguf_header import Header
-from themis_llamacpp.machine import default_threads, memory_limit
+from themis_llamacpp.machine import default_threads
+from themis_llamacpp.memory import check_memory, kv_tokens
 from themis_llamacpp.native import initialise, lib
 from themis_llamacpp.settings import MAX_SEQUENCES, LlamaCppSettings
 
-_DEFAULT_CONTEXTS = 4
-_DEFAULT_TOKENS = 32_768  # Beyond one context, models made for 128k tokens would take too much.
 _PREFIXES = 64
 _RECURRENT_PREFIXES = 8  # Each sequence of such a model has a whole state, allocated at once.
-# Bytes of one number in the KV cache.
-_BYTES = {"f32": 4, "f16": 2, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32}
-_BYTES["q4_0"] = 18 / 32
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama_flash_attn_type
 
 
 def load_model(path: Path, settings: LlamaCppSettings) -> tuple[Any, Header]:
     """The native model, and its header. Raises `ModelFileInvalid` or `ModelLoadFailed`."""
     header = gguf_header.check(path)
-    _check_memory(header, settings)
+    check_memory(header, settings)
     initialise()
     params = lib.llama_model_default_params()
     params.n_gpu_layers = settings.gpu_layers
@@ -75,7 +71,7 @@ def sequences(facts: Facts, settings: LlamaCppSettings) -> int:
     extra = settings.prefix_sequences if settings.prefix_cache else 0
     most = min(MAX_SEQUENCES, settings.batch_size)
     if settings.kv_unified:
-        most = min(most, _kv_tokens(settings, context_length(facts, settings), 1))
+        most = min(most, kv_tokens(settings, context_length(facts, settings), 1))
     if has_keepers(facts, settings):
         most //= 2
     needed = settings.parallel + (extra or 0)
@@ -110,7 +106,7 @@ def make_context(model: Any, facts: Facts, settings: LlamaCppSettings) -> Any:
     params.kv_unified = settings.kv_unified or not facts.causal
     params.n_batch = settings.batch_size
     params.n_ubatch = min(settings.micro_batch_size, settings.batch_size)
-    params.n_ctx = _kv_tokens(settings, context, params.n_seq_max)
+    params.n_ctx = kv_tokens(settings, context, params.n_seq_max)
     if has_keepers(facts, settings):
         params.n_seq_max *= 2
         params.n_ubatch = params.n_batch  # Within a step, cells have no keeper yet.
@@ -136,48 +132,3 @@ def make_context(model: Any, facts: Facts, settings: LlamaCppSettings) -> Any:
             plugin="llamacpp",
         )
     return native
-
-
-def _check_memory(header: Header, settings: LlamaCppSettings) -> None:
-    """Refuse what cannot fit: the system grants the memory at first, and then ends the process."""
-    available = memory_limit()
-    prefix = header.metadata["general.architecture"]
-    trained = header.metadata.get(f"{prefix}.context_length")
-    # A header without a plain number there is left to llama.cpp.
-    context = settings.context or (trained if type(trained) is int else 0)
-    kept = settings.prefix_sequences or 0
-    tokens = _kv_tokens(settings, context, min(settings.parallel + kept, MAX_SEQUENCES))
-    needed = tokens * _bytes_per_token(header.metadata, settings.kv_type)
-    if available is None or settings.gpu_layers or needed <= available:
-        return
-    raise ModelLoadFailed(
-        f"A KV cache of {tokens} tokens needs {needed / 2**30:.1f} GiB, but there are only "
-        f"{available / 2**30:.1f} GiB of memory.",
-        field="kv_tokens",
-        remedy="Lower kv_tokens, context or parallel, or choose a smaller kv_type.",
-        plugin="llamacpp",
-    )
-
-
-def _bytes_per_token(metadata: dict[str, Any], kv_type: str) -> float:
-    """Bytes of KV cache for one token; 0 where the header does not say it in plain numbers."""
-    prefix = metadata["general.architecture"]
-
-    def number(name: str) -> int:
-        value = metadata.get(f"{prefix}.{name}")
-        # An array has a value for each layer: such models are left to llama.cpp.
-        return value if type(value) is int else 0
-
-    heads = number("attention.head_count")
-    width = number("embedding_length") // heads if heads else 0
-    key, value = number("attention.key_length"), number("attention.value_length")
-    numbers = (key or width) + (value or width)
-    return number("block_count") * number("attention.head_count_kv") * numbers * _BYTES[kv_type]
-
-
-def _kv_tokens(settings: LlamaCppSettings, context: int, sequences: int) -> int:
-    """KV cells in all. A split cache needs a whole context for each sequence."""
-    if not settings.kv_unified:
-        return context * sequences
-    several = context * min(settings.parallel, _DEFAULT_CONTEXTS)
-    return settings.kv_tokens or min(several, max(context, _DEFAULT_TOKENS))

@@ -60,6 +60,7 @@ _NAMES = (
     "llama_n_batch",
     "llama_n_ctx",
     "llama_n_ctx_seq",
+    "llama_print_system_info",
     "llama_set_adapters_lora",
     "llama_set_embeddings",
     "llama_state_seq_get_data",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from themis_core.hooks import BackendPlugin, hookimpl
+import msgspec
+
+from themis_core.hooks import BackendPlugin, Finding, hookimpl
 from themis_llamacpp.settings import LlamaCppSettings
 
 
@@ -19,3 +21,20 @@ def themis_backends() -> Sequence[BackendPlugin]:
             factory="themis_llamacpp.backend:create",
         )
     ]
+
+
+@hookimpl
+def themis_diagnose() -> Sequence[Finding]:
+    """The native library: version, processor features, devices."""
+    from themis_llamacpp import diagnosis  # Late: only `themis doctor` needs it.
+
+    return diagnosis.library()
+
+
+@hookimpl
+def themis_diagnose_model(backend: str, settings: msgspec.Struct) -> Sequence[Finding]:
+    """A model's header and memory."""
+    from themis_llamacpp import diagnosis
+
+    assert isinstance(settings, LlamaCppSettings)
+    return diagnosis.model(settings)

@@ -250,10 +250,15 @@ def _context(files: ModelFiles, settings: OnnxSettings) -> int:
     return settings.context or trained or 0
 
 
+def planned_tokens(context: int, settings: OnnxSettings) -> int:
+    """Tokens in the KV cache, if they fit into memory."""
+    several = context * min(settings.parallel, _DEFAULT_CONTEXTS)
+    return settings.kv_tokens or min(several, max(context, _DEFAULT_TOKENS))
+
+
 def _kv_tokens(context: int, settings: OnnxSettings, signature: Signature) -> int:
     """Tokens in the KV cache. Raises `ModelLoadFailed` if they cannot fit into memory."""
-    several = context * min(settings.parallel, _DEFAULT_CONTEXTS)
-    tokens = settings.kv_tokens or min(several, max(context, _DEFAULT_TOKENS))
+    tokens = planned_tokens(context, settings)
     available, needed = memory_limit(), tokens * signature.bytes_per_token
     if available is not None and needed > available:
         raise ModelLoadFailed(

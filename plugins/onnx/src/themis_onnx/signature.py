@@ -101,7 +101,7 @@ def decoder_signature(files: ModelFiles, session: Any) -> Signature:
         raise unfit("its input_ids have one dimension only, as paged exports have")
     if not past or past.keys() != present.keys():
         raise unfit("its past and present tensors do not match")
-    heads, size = _declared_heads(files)
+    heads, size = declared_heads(files)
     cache = []
     for key in sorted(past, key=lambda k: (int(k[0]), k[1])):
         given, shape = inputs[past[key]], inputs[past[key]].shape
@@ -159,7 +159,8 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else config
 
 
-def _declared_heads(files: ModelFiles) -> tuple[int | None, int | None]:
+def declared_heads(files: ModelFiles) -> tuple[int | None, int | None]:
+    """KV heads and head size, as far as the directory says them."""
     model = files.genai.get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
     genai: dict[str, Any] = decoder if isinstance(decoder, dict) else {}

@@ -139,7 +139,7 @@ class App:
 
     async def _metrics(self, exchange: Exchange) -> None:
         self._tenant(exchange)
-        body = metrics.exposition(await self._runtime.stats())
+        body = metrics.exposition(await self._runtime.stats(), self._runtime.hook_stats())
         await exchange.reply(body, content_type=metrics.CONTENT_TYPE)
 
     def _tenant(self, exchange: Exchange) -> str | None:

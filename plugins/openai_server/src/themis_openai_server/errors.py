@@ -28,9 +28,11 @@ STATUS: dict[str, int] = {
     "plugin_conflict": 500,
     "plugin_failed": 500,
     "plugin_incompatible": 500,
+    "plugin_locked": 500,
     "model_load_failed": 503,
     "backend_closed": 503,
     "overloaded": 503,
+    "hook_timeout": 503,
     "deadline_exceeded": 504,
 }
 

@@ -1,11 +1,12 @@
-"""The figures of all loaded models, in the text format of Prometheus (version 0.0.4)."""
+"""The figures of loaded models and of hooks, in the text format of Prometheus (version 0.0.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from themis_core.messages import BackendStats, Histogram
+from themis_core.runtime import HookStats
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -43,19 +44,47 @@ METRICS: dict[str, tuple[str, Kind, str]] = {
 }
 
 
-def exposition(stats: Mapping[str, BackendStats]) -> bytes:
-    """All metrics of all loaded models, labelled by model."""
-    lines: list[str] = []
-    for field, (name, kind, text) in METRICS.items():
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        for model, values in stats.items():
-            label = f'model="{_escaped(model)}"'
+# The same for `HookStats`, without the fields that are labels.
+HOOK_METRICS: dict[str, tuple[str, Kind, str]] = {
+    "seconds": (
+        "themis_hook_seconds",
+        "histogram",
+        "Time of the calls of a validator or quota.",
+    ),
+    "timeouts": (
+        "themis_hook_timeouts_total",
+        "counter",
+        "Calls of a validator or quota that took longer than their budget.",
+    ),
+    "failures": (
+        "themis_hook_failures_total",
+        "counter",
+        "Calls of a validator or quota that failed.",
+    ),
+}
+
+
+def exposition(stats: Mapping[str, BackendStats], hooks: Sequence[HookStats] = ()) -> bytes:
+    """All metrics: of the loaded models, labelled by model; of hooks, labelled by hook and call."""
+    models = [(f'model="{_escaped(model)}"', values) for model, values in stats.items()]
+    calls = [(f'hook="{_escaped(h.hook)}",call="{_escaped(h.call)}"', h) for h in hooks]
+    lines = [*_family(METRICS, models), *_family(HOOK_METRICS, calls)]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _family(
+    metrics: Mapping[str, tuple[str, Kind, str]], rows: Sequence[tuple[str, object]]
+) -> Iterator[str]:
+    """Metrics with the same labels; `rows` are labels and the struct with the values."""
+    for field, (name, kind, text) in metrics.items():
+        yield f"# HELP {name} {text}"
+        yield f"# TYPE {name} {kind}"
+        for label, values in rows:
             value = getattr(values, field)
             if isinstance(value, Histogram):
-                lines += _histogram(name, label, value)
+                yield from _histogram(name, label, value)
             else:
-                lines.append(f"{name}{{{label}}} {value}")
-    return "".join(f"{line}\n" for line in lines).encode()
+                yield f"{name}{{{label}}} {value}"
 
 
 def _histogram(name: str, label: str, histogram: Histogram) -> Iterator[str]:

@@ -14,6 +14,7 @@ from themis_core.messages import (
     GenerateRequest,
     ModelInfo,
 )
+from themis_core.runtime import HookStats
 from themis_core.worker import WorkerStatus
 
 
@@ -77,4 +78,8 @@ class RuntimePort(Protocol):
 
     async def stats(self) -> Mapping[str, BackendStats]:
         """Counters and gauges of the loaded models, by name."""
+        ...
+
+    def hook_stats(self) -> Sequence[HookStats]:
+        """The times and failures of validators and the quota."""
         ...

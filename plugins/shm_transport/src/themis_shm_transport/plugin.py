@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from themis_core.hooks import BackendPlugin, TransportPlugin, hookimpl
+from themis_core.hooks import BackendPlugin, Finding, TransportPlugin, hookimpl
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,3 +49,11 @@ def themis_backends() -> list[BackendPlugin]:
         )
         for name in ("unix", "shm")
     ]
+
+
+@hookimpl
+def themis_diagnose() -> list[Finding]:
+    """Shared memory, descriptors, core dumps."""
+    from themis_shm_transport import diagnosis  # Late: only `themis doctor` needs it.
+
+    return diagnosis.host()

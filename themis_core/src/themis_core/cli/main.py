@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import logging
 import sys
-from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import click
 
 from themis_core import __version__
+from themis_core.cli import plugin_commands
 from themis_core.errors import ThemisError
 from themis_core.suggest import did_you_mean
 
-COMMAND_GROUP = "themis.commands"
 EXIT_FAILURE = 1
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
@@ -28,34 +27,50 @@ _CONFIGURATION_CODES = frozenset(
         "plugin_conflict",
         "plugin_failed",
         "plugin_incompatible",
+        "plugin_locked",
     }
 )
 
+# What --help says of the core's own commands, so that it imports none of them.
 _OWN = {
-    "run": "themis_core.cli.run:run",
-    "chat": "themis_core.cli.chat:chat",
-    "serve": "themis_core.cli.serve:serve",
-    "worker": "themis_core.cli.worker:worker",
-    "bench": "themis_core.cli.bench:bench",
-    "plugins": "themis_core.cli.plugins:plugins",
-    "config": "themis_core.cli.config:config",
+    "run": ("themis_core.cli.run:run", 'Answer PROMPT (or standard input, if PROMPT is "-").'),
+    "chat": ("themis_core.cli.chat:chat", "Talk with a model."),
+    "serve": ("themis_core.cli.serve:serve", "Serve the configured models over HTTP."),
+    "worker": ("themis_core.cli.worker:worker", "Host a model for other processes."),
+    "bench": ("themis_core.cli.bench:bench", "Measure this host."),
+    "plugins": ("themis_core.cli.plugins:plugins", "List all installed plugins."),
+    "doctor": ("themis_core.cli.doctor:doctor", "Examine everything, and say what to do."),
+    "lock": ("themis_core.cli.lock:lock", "Allow only the plugins that are installed now."),
+    "config": ("themis_core.cli.config:config", "Make, check or show the configuration."),
+    "reload": (
+        "themis_core.cli.reload:reload",
+        "Put the changed configuration in force, and wait until it is.",
+    ),
+    "new-plugin": ("themis_core.cli.new_plugin:new_plugin", "Make a plugin of your own."),
 }
 
 
 class Commands(click.Group):
     """The core's commands, and those of plugins (entry points of the group `themis.commands`).
 
-    A plugin's command is imported when it is used, or described; if that fails, the others stay.
+    Nothing of a command is imported before it is used; if that fails, the others stay.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_OWN, *sorted(set(_plugin_commands()) - set(_OWN))]
+        return [*_OWN, *(name for name in plugin_commands.described() if name not in _OWN)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _OWN:
-            return _import(_OWN[cmd_name])
-        target = _plugin_commands().get(cmd_name)
-        return None if target is None else _plugin_command(cmd_name, target)
+        if cmd_name not in _OWN:
+            return plugin_commands.load(cmd_name)
+        module, _, attribute = _OWN[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, text) for name, (_, text) in _OWN.items()]
+        rows += [row for row in plugin_commands.described().items() if row[0] not in _OWN]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -64,32 +79,6 @@ class Commands(click.Group):
             hint = did_you_mean(args[0], self.list_commands(ctx)) or "See: themis --help."
             ctx.fail(f"No such command {args[0]!r}. {hint}")
         return super().resolve_command(ctx, args)
-
-
-def _plugin_commands() -> dict[str, str]:
-    return {e.name: e.value for e in metadata.entry_points(group=COMMAND_GROUP)}
-
-
-def _import(target: str) -> click.Command:
-    module, _, attribute = target.partition(":")
-    command: click.Command = getattr(importlib.import_module(module), attribute)
-    return command
-
-
-def _plugin_command(name: str, target: str) -> click.Command:
-    try:
-        return _import(target)
-    # Foreign code, `sys.exit` included: the other commands must still work.
-    except (Exception, SystemExit) as error:  # noqa: BLE001
-        reason = f"its plugin cannot be imported: {error!r}"
-        return click.Command(name, help=f"Broken: {reason}.", callback=_broken(name, reason))
-
-
-def _broken(name: str, reason: str) -> Callable[[], None]:
-    def fail() -> None:
-        raise click.ClickException(f"The command {name!r} is broken: {reason}.")
-
-    return fail
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -106,6 +95,8 @@ def themis(verbose: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)  # A native crash then names the file it was in.
     sys.exit(run_command(arguments))
 
 

@@ -9,6 +9,7 @@ import click
 
 from themis_core.cli.options import config_option, model_option
 from themis_core.config import load
+from themis_core.config.secrets import resolve
 from themis_core.errors import ModelNotFound
 from themis_core.plugins import Registry, make
 from themis_core.worker.host import HostOptions, host, new_event_loop
@@ -56,5 +57,6 @@ async def _worker(config_path: str | None, model: str, url: str, drain: float) -
     def ready(where: str) -> None:
         click.echo(f"Themis hosts {name} at {where} (Ctrl-C stops)", err=True)
 
-    backend = make(found.descriptor, found.settings)
+    settings = resolve(found.settings, f"models.{name}", config.places, config.source)
+    backend = make(found.descriptor, settings)
     await host(backend, transport, url, stop, ready, HostOptions(drain_timeout=drain))

@@ -8,7 +8,8 @@ from themis_core.config.assemble import (
     load,
     server_config,
 )
-from themis_core.config.problems import Problem
+from themis_core.config.problems import Place, Problem
+from themis_core.config.references import resolved
 from themis_core.config.settings import WorkerOptions
 from themis_core.config.show import Entry, effective
 
@@ -16,11 +17,13 @@ __all__ = [
     "Config",
     "Entry",
     "ModelConfig",
+    "Place",
     "PluginConfig",
     "Problem",
     "ServerConfig",
     "WorkerOptions",
     "effective",
     "load",
+    "resolved",
     "server_config",
 ]

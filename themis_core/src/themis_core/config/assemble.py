@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from themis_core.config.problems import Problems, shown
+from themis_core.config.problems import Place, Problems, shown
 from themis_core.config.settings import (
     DEFAULT_MODEL,
     TABLES,
@@ -56,16 +56,23 @@ class ServerConfig(PluginConfig, frozen=True, kw_only=True):
     keys: ServerKeys
 
 
+class HookConfig(PluginConfig, frozen=True, kw_only=True):
+    """A validator or quota, and the budget of its calls, which is part of the core's own keys."""
+
+    keys: PluginKeys
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A complete, checked configuration. `server` is None if the file has no such table."""
 
     source: str
-    origins: dict[str, str]
+    places: dict[str, Place]
+    file: str | None = None
     default: str
     models: dict[str, ModelConfig]
     server: ServerConfig | None = None
-    quota: PluginConfig | None = None
-    validators: dict[str, PluginConfig] = {}
+    quota: HookConfig | None = None
+    validators: dict[str, HookConfig] = {}
 
 
 def load(
@@ -73,13 +80,15 @@ def load(
 ) -> Config:
     """Read and check the configuration. Raises `ConfigInvalid` with all problems."""
     raw = read(path, environment)
+    registry.obey_lock_beside(path)
     return _Assembly(raw, registry).config()
 
 
 def server_config(path: str | Path | None, registry: Registry) -> ServerConfig:
     """The `[server]` table, or its defaults. Raises `ConfigInvalid` or the plugin's error."""
     raw = read(path)
-    raw.data = {"server": raw.data.get("server", {})}
+    registry.obey_lock_beside(path)
+    raw.data, raw.problems = {"server": raw.data.get("server", {})}, []
     assembly = _Assembly(raw, registry)
     server = assembly.server()
     if server is None:
@@ -91,7 +100,8 @@ class _Assembly:
     def __init__(self, raw: RawConfig, registry: Registry) -> None:
         self._raw = raw
         self._registry = registry
-        self._problems = Problems(raw.origins, raw.source)
+        self._problems = Problems(raw.places, raw.source, raw.texts)
+        self._problems.found += raw.problems
 
     def invalid(self) -> ConfigInvalid:
         return ConfigInvalid(
@@ -113,7 +123,8 @@ class _Assembly:
             raise self.invalid()
         return Config(
             source=self._raw.source,
-            origins=self._raw.origins,
+            places=self._raw.places,
+            file=self._raw.source if self._raw.files else None,
             default=default,
             models=models,
             server=server,
@@ -143,6 +154,8 @@ class _Assembly:
                     self._problems.add(
                         f"models.{model.name}.aliases",
                         f"{alias!r} is already the name of {taken[alias]}.",
+                        "Choose another name.",
+                        value=shown(alias),
                     )
                 taken[alias] = f"an alias of {model.name!r}"
         return models
@@ -150,7 +163,7 @@ class _Assembly:
     def _model(self, name: str, table: Any) -> ModelConfig | None:
         key = f"models.{name}"
         if not isinstance(table, dict):
-            self._problems.add(key, f"must be a table, not {shown(table)}.")
+            self._no_table(key, table)
             return None
         keys, rest = self._split(ModelKeys, table, key)
         if keys is None:
@@ -161,12 +174,15 @@ class _Assembly:
             resolved = keys.backend, {}
         else:
             self._problems.add(f"{key}.backend", "is missing.", "Give backend, or source.")
+            for near in rest:  # What else is allowed here, only the backend would know.
+                if did_you_mean(near, ("backend", "source")):
+                    self._problems.unknown_key(f"{key}.{near}", ["backend", "source"])
             return None
         if resolved is None:
             return None
         backend, given = resolved
         for name_given in given.keys() - rest.keys():
-            self._raw.origins[f"{key}.{name_given}"] = f"bundled model {keys.source}"
+            self._raw.places[f"{key}.{name_given}"] = Place(f"bundled model {keys.source}")
         if keys.isolation == "worker":
             self._resolve("transports", WORKER_TRANSPORT, TransportPlugin, f"{key}.isolation")
         elif "worker" in table:
@@ -182,7 +198,7 @@ class _Assembly:
         """Backend and settings for a bundled model: the one named, or the best installed."""
         source = keys.source or ""
         model = self._guarded(
-            lambda: self._registry.find("models", source, BundledModel), f"{key}.source"
+            lambda: self._registry.find("models", source, BundledModel), f"{key}.source", source
         )
         if model is None:
             return None
@@ -201,19 +217,21 @@ class _Assembly:
 
     def _default(self, models: list[str]) -> str:
         default = self._raw.data.get("default", models[0] if models else "")
-        if models and default not in models:
+        # With an unread file, its models are missing too.
+        if models and default not in models and not self._raw.problems:
             self._problems.add(
                 "default",
                 f"{shown(default)} is not a configured model.",
                 did_you_mean(str(default), models) or f"Configured: {', '.join(models)}.",
+                value=shown(default),
             )
         return str(default)
 
-    def _plugin(self, data: Any, key: str, family: str, kind: type[D]) -> PluginConfig | None:
+    def _plugin(self, data: Any, key: str, family: str, kind: type[D]) -> HookConfig | None:
         if data is None:
             return None
         if not isinstance(data, dict):
-            self._problems.add(key, f"must be a table, not {shown(data)}.")
+            self._no_table(key, data)
             return None
         keys, rest = self._split(PluginKeys, data, key)
         if keys is None:
@@ -222,14 +240,17 @@ class _Assembly:
         settings = found and structure(found.settings, rest, key, self._problems)
         if found is None or settings is None:
             return None
-        return PluginConfig(descriptor=found, settings=settings)
+        return HookConfig(descriptor=found, settings=settings, keys=keys)
 
     def _table(self, name: str) -> dict[str, Any]:
         value = self._raw.data.get(name, {})
         if isinstance(value, dict):
             return value
-        self._problems.add(name, f"must be a table, not {shown(value)}.")
+        self._no_table(name, value)
         return {}
+
+    def _no_table(self, key: str, value: Any) -> None:
+        self._problems.add(key, f"must be a table, not {shown(value)}.", value=shown(value))
 
     def _split(
         self, kind: type[K], data: dict[str, Any], key: str
@@ -241,13 +262,14 @@ class _Assembly:
         return structure(kind, ours, key, self._problems), rest
 
     def _resolve(self, family: str, name: str, kind: type[D], key: str) -> D | None:
-        return self._guarded(lambda: self._registry.find(family, name, kind), key)
+        return self._guarded(lambda: self._registry.find(family, name, kind), key, name)
 
-    def _guarded(self, find: Callable[[], K], key: str) -> K | None:
+    def _guarded(self, find: Callable[[], K], key: str, name: str) -> K | None:
         try:
             return find()
         except PluginNotFound as error:
-            self._problems.add(key, error.message, error.remedy)
+            self._problems.add(key, error.message, error.remedy, value=shown(name))
         except ThemisError as error:
-            self._problems.add(key, f"[{error.code}] {error.message}", error.remedy)
+            message = f"[{error.code}] {error.message}"
+            self._problems.add(key, message, error.remedy, value=shown(name))
         return None

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from themis_core.contracts import Budget
+
 DEFAULT_PORT = 8765
 DEFAULT_FRONT_DOOR = "openai"
 DEFAULT_MODEL = "tiny"
@@ -81,10 +83,10 @@ class ModelKeys(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerOptions = WorkerOptions()
 
 
-class PluginKeys(msgspec.Struct, frozen=True, kw_only=True):
+class PluginKeys(Budget, frozen=True, kw_only=True):
     """`[quota]` and `[validators.<name>]`; further keys belong to the plugin."""
 
     use: Annotated[_Text, msgspec.Meta(description="The plugin.")]
 
 
-TABLES = ("default", "server", "models", "quota", "validators")
+TABLES = ("include", "default", "server", "models", "quota", "validators")

@@ -1,29 +1,24 @@
-"""Where configuration comes from: one TOML file, then environment variables over it."""
+"""Where configuration comes from: a TOML file and its includes, then the environment over them."""
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from themis_core.config.problems import Problem
-from themis_core.errors import ConfigInvalid
+from themis_core.config.files import INCLUDE, RawConfig, leaves, read_file
+from themis_core.config.problems import Place
 
+__all__ = ["DEFAULTS", "FILE_NAME", "FILE_VARIABLE", "RawConfig", "leaves", "read"]
+
+DEFAULTS = "built-in defaults"
 FILE_NAME = "themis.toml"
 FILE_VARIABLE = "THEMIS_CONFIG"
 PREFIX = "THEMIS_"
 SEPARATOR = "__"
-
-
-class RawConfig:
-    """Unchecked data. `origins` maps each dotted leaf key to the source that set it."""
-
-    def __init__(self, data: dict[str, Any], source: str) -> None:
-        self.data = data
-        self.source = source
-        self.origins = dict.fromkeys((key for key, _ in leaves(data)), source)
 
 
 def read(path: str | Path | None, environment: Mapping[str, str] | None = None) -> RawConfig:
@@ -35,49 +30,42 @@ def read(path: str | Path | None, environment: Mapping[str, str] | None = None) 
     chosen = path or environment.get(FILE_VARIABLE)
     if chosen is None and Path(FILE_NAME).is_file():
         chosen = FILE_NAME
-    raw = RawConfig({}, "built-in defaults") if chosen is None else _read_file(Path(chosen))
+    raw = RawConfig({}, DEFAULTS) if chosen is None else read_file(Path(chosen))
     for name, text in sorted(environment.items()):
         if name.startswith(PREFIX) and name != FILE_VARIABLE:
             _override(raw, name, text)
     return raw
 
 
-def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that is no table."""
-    for name, value in data.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _read_file(path: Path) -> RawConfig:
-    try:
-        return RawConfig(tomllib.loads(path.read_text("utf-8")), str(path))
-    except FileNotFoundError as error:
-        raise _unreadable(path, "the file does not exist.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, f"the file cannot be read: {error}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise _unreadable(path, f"not valid TOML: {error}.") from error
-
-
-def _unreadable(path: Path, message: str) -> ConfigInvalid:
-    problem = Problem(source=str(path), key="", message=message)
-    return ConfigInvalid("The configuration cannot be used:", problems=(problem,))
-
-
 def _override(raw: RawConfig, name: str, text: str) -> None:
     """`THEMIS_SERVER__PORT=9000` sets `server.port`."""
+    place = Place(f"environment variable {name}")
+    if name == PREFIX + INCLUDE.upper():
+        raw.wrong(place, INCLUDE, "cannot be set by the environment.", "Write it into the file.")
+        return
     *tables, leaf = name.removeprefix(PREFIX).lower().split(SEPARATOR)
     table = raw.data
+    key: list[str] = []
     for part in tables:
-        inner = table.setdefault(part, {})
+        key.append(_spelled(raw, table, part, place))
+        inner = table.setdefault(key[-1], {})
         if not isinstance(inner, dict):
-            inner = table[part] = {}
+            inner = table[key[-1]] = {}
         table = inner
-    table[leaf] = _parse(text)
-    raw.origins[".".join([*tables, leaf])] = f"environment variable {name}"
+    key.append(_spelled(raw, table, leaf, place))
+    table[key[-1]] = _parse(text)
+    dotted = ".".join(key)
+    raw.places[dotted], raw.texts[dotted] = place, text
+
+
+def _spelled(raw: RawConfig, table: dict[str, Any], part: str, place: Place) -> str:
+    """The key of the table that a variable means: `qwen2_5` is `Qwen2.5` if that is there."""
+    if part in table:
+        return part
+    near = [name for name in table if re.sub(r"\W", "_", name.lower()) == part]
+    if len(near) > 1:
+        raw.wrong(place, part, f"may mean {' or '.join(map(repr, near))}.", "Rename one of them.")
+    return near[0] if near else part
 
 
 def _parse(text: str) -> Any:

@@ -6,7 +6,10 @@ from typing import Protocol
 
 
 class Cache(Protocol):
-    """Bytes by key. Losing an entry at any time is allowed; returning a wrong one never is."""
+    """Bytes by key. Losing an entry at any time is allowed; returning a wrong one never is.
+
+    `get` and `put` have a `Budget` each: a call that takes longer is cancelled.
+    """
 
     async def get(self, key: bytes) -> bytes | None:
         """The value stored under exactly this key, or None. Cancelling leaves no trace."""

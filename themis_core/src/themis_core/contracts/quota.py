@@ -8,7 +8,11 @@ from themis_core.messages import GenerateRequest, Usage
 
 
 class Reservation(Protocol):
-    """What one request has been granted. Exactly one of the two methods is called, once."""
+    """What one request has been granted. Exactly one of the two methods is called, once.
+
+    A call that takes longer than the quota's `Budget` is cancelled, and nobody calls again:
+    cancelled, the reservation has ended nonetheless, and holds nothing.
+    """
 
     async def settle(self, usage: Usage) -> None:
         """Replace the estimate by what was really used."""
@@ -23,7 +27,11 @@ class Quota(Protocol):
     """Admits requests by account."""
 
     async def reserve(self, request: GenerateRequest) -> Reservation:
-        """Reserve capacity for a request. Raises `QuotaExceeded`. If cancelled, nothing is held."""
+        """Reserve capacity for a request. Raises `QuotaExceeded`. If cancelled, nothing is held.
+
+        It is cancelled when the caller leaves, when the request's time is up, and when it takes
+        longer than the quota's `Budget`.
+        """
         ...
 
     async def aclose(self) -> None:

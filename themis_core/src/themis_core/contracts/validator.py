@@ -12,6 +12,8 @@ class OutputCheck(Protocol):
 
     The verdict on the stream must equal the verdict on the whole text. A check may hold text back
     as long as it needs, within the bound that its plugin declares.
+
+    Both methods run on the event loop and cannot be cut: while they compute, nothing else does.
     """
 
     def push(self, text: str) -> str:
@@ -32,7 +34,8 @@ class Validator(Protocol):
         `request.model` is the configured name, never empty and no alias. A validator may put
         another name or alias there: later validators see it as it was put, and from the quota on
         the request is one to that model (`ModelNotFound` if there is none). A changed `timeout`
-        counts from the acceptance of the request too. When the time is up this is cancelled.
+        counts from the acceptance of the request too. When the time is up, or after the
+        validator's `Budget`, this is cancelled.
         """
         ...
 

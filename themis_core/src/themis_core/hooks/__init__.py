@@ -16,6 +16,7 @@ from themis_core.hooks.descriptors import (
     TransportPlugin,
     ValidatorPlugin,
 )
+from themis_core.hooks.findings import Finding, Level
 from themis_core.hooks.specs import FAMILIES, PROJECT, hookimpl, hookspec
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "BundledModel",
     "CachePlugin",
     "Descriptor",
+    "Finding",
     "FrontDoor",
     "FrontDoorPlugin",
+    "Level",
     "NoSettings",
     "QuotaPlugin",
     "TransportPlugin",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pluggy
 
 from themis_core.hooks.descriptors import (
@@ -16,6 +17,7 @@ from themis_core.hooks.descriptors import (
     TransportPlugin,
     ValidatorPlugin,
 )
+from themis_core.hooks.findings import Finding
 from themis_core.messages import ModelInfo
 
 PROJECT = "themis"
@@ -85,3 +87,21 @@ def themis_model_started(model: str, info: ModelInfo) -> None:
 @hookspec
 def themis_model_stopped(model: str) -> None:
     """A model has been unloaded."""
+
+
+@hookspec
+def themis_diagnose() -> Sequence[Finding]:
+    """What `themis doctor` should tell of this plugin's libraries: versions, build, devices.
+
+    Called in a child process with a time limit, so it may load what is native.
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def themis_diagnose_model(backend: str, settings: msgspec.Struct) -> Sequence[Finding]:
+    """What can be told of a configured model without loading it: its files, its memory.
+
+    Called as `themis_diagnose`, for each model whose backend this plugin provides.
+    """
+    raise AssertionError("a hook specification is never called")

@@ -133,7 +133,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     template_options: dict[str, Any] = {}
     truncate_prompt_tokens: int | None = None
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
     constraint: Constraint | None = None
     adapters: tuple[AdapterWeight, ...] = ()
     priority: int = 0

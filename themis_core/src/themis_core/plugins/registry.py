@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
+import logging
 import types
 from collections.abc import Iterable
-from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 import pluggy
-from packaging.specifiers import SpecifierSet
 
 from themis_core.errors import (
     PluginConflict,
-    PluginFailed,
-    PluginIncompatible,
+    PluginLocked,
     PluginNotFound,
     ThemisError,
 )
-from themis_core.hooks import FAMILIES, PROJECT, BundledModel, Descriptor, specs
-from themis_core.plugins.discovery import CORE_DISTRIBUTION, Candidate, discover
+from themis_core.hooks import FAMILIES, PROJECT, BundledModel, Descriptor, Finding, specs
+from themis_core.plugins.discovery import Candidate, discover
+from themis_core.plugins.guarded import check_version, failed, import_plugin
+from themis_core.plugins.lock import Guard, lock_beside, read_lock
 from themis_core.suggest import did_you_mean
+
+_log = logging.getLogger("themis.plugins")
 
 D = TypeVar("D", bound=Descriptor | BundledModel)
 
@@ -40,9 +42,14 @@ class PluginStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Registry:
-    """The plugins of one runtime. Only those that are asked for by name are imported."""
+    """The plugins of one runtime. Only those that are asked for by name are imported.
 
-    def __init__(self, candidates: Iterable[Candidate] | None = None) -> None:
+    With a lock, none is imported that is not as the lock says.
+    """
+
+    def __init__(
+        self, candidates: Iterable[Candidate] | None = None, guard: Guard | None = None
+    ) -> None:
         self._candidates: dict[str, list[Candidate]] = {}
         for candidate in discover() if candidates is None else candidates:
             self._candidates.setdefault(candidate.name, []).append(candidate)
@@ -50,6 +57,22 @@ class Registry:
         self._manager.add_hookspecs(specs)
         self._loaded: dict[str, dict[str, Descriptor | BundledModel]] = {}
         self._failed: dict[str, ThemisError] = {}
+        self._refused: dict[Candidate, ThemisError] = {}
+        self._guard = guard
+
+    @property
+    def lock(self) -> str | None:
+        """The lock file that is obeyed, if any."""
+        return str(self._guard.path) if self._guard else None
+
+    def obey_lock(self, path: str | Path | None) -> None:
+        """Obey this lock file from now on; None changes nothing. Raises `ConfigInvalid`."""
+        if path is not None and self.lock != str(path):
+            self._guard = read_lock(Path(path))
+
+    def obey_lock_beside(self, config: str | Path | None) -> None:
+        """Obey the lock beside a configuration, if there is one. Raises `ConfigInvalid`."""
+        self.obey_lock(lock_beside(config))
 
     @property
     def names(self) -> list[str]:
@@ -96,13 +119,43 @@ class Registry:
             )
         return cast(D, descriptor)
 
+    def descriptors(self, name: str) -> dict[str, Descriptor | BundledModel]:
+        """All that a plugin provides, by family, loading it if need be. Raises as `load` does."""
+        self.load(name)
+        return dict(self._loaded[name])
+
+    def diagnose(
+        self, name: str, backend: str | None = None, settings: Any = None
+    ) -> list[Finding]:
+        """What a plugin says of itself, or of one model of its backend.
+
+        May load native libraries: to be called in a child process. Raises `PluginFailed`.
+        """
+        self.load(name)
+        candidate = self._candidates[name][0]
+        others = {m for m in self._manager.get_plugins() if m.__name__ != candidate.module}
+        hooks = self._manager.subset_hook_caller
+        try:
+            if backend is None:
+                answers = hooks("themis_diagnose", others)()
+            else:
+                hook = hooks("themis_diagnose_model", others)
+                answers = hook(backend=backend, settings=settings)
+            return [msgspec.convert(f, Finding) for answer in answers for f in answer]
+        except KeyboardInterrupt:
+            raise
+        # Foreign code, `sys.exit` included: whatever it raises is this plugin's failure.
+        except BaseException as error:
+            raise failed(candidate, f"cannot diagnose itself: {error!r}.") from error
+
     def report(self) -> list[PluginStatus]:
         """Every candidate: loaded, failed (and why), or not selected."""
         return [self._status(c) for found in self._candidates.values() for c in found]
 
     def _status(self, candidate: Candidate) -> PluginStatus:
-        error = self._failed.get(candidate.name)
-        loaded = self._loaded.get(candidate.name)
+        refused = self._refused.get(candidate)
+        error = refused or self._failed.get(candidate.name)
+        loaded = None if refused else self._loaded.get(candidate.name)
         return PluginStatus(
             name=candidate.name,
             distribution=candidate.distribution,
@@ -116,8 +169,10 @@ class Registry:
 
     def _load(self, name: str) -> dict[str, Descriptor | BundledModel]:
         candidate = self._only_candidate(name)
-        _check_version(candidate)
-        module = _import(candidate)
+        check_version(candidate)
+        if self._guard is not None:
+            self._guard.check(candidate)
+        module = import_plugin(candidate)
         try:
             if not self._manager.is_registered(module):  # One module may provide several names.
                 self._manager.register(module, name=name)
@@ -128,12 +183,12 @@ class Registry:
             # Up to 1.6, pluggy keeps a plugin registered that it has just rejected.
             if self._manager.is_registered(module):
                 self._manager.unregister(module)
-            if isinstance(error, Exception | SystemExit) and not isinstance(error, ThemisError):
-                raise _failed(candidate, f"cannot be registered: {error!r}.") from error
+            if not isinstance(error, KeyboardInterrupt | ThemisError):
+                raise failed(candidate, f"cannot be registered: {error!r}.") from error
             raise
 
     def _only_candidate(self, name: str) -> Candidate:
-        found = self._candidates.get(name, [])
+        found = self._listed(self._candidates.get(name, []))
         if not found:
             raise PluginNotFound(
                 f"No installed plugin is called {name!r}.",
@@ -150,6 +205,20 @@ class Registry:
             )
         return found[0]
 
+    def _listed(self, found: list[Candidate]) -> list[Candidate]:
+        """Where several offer one name, those that the lock does not list are out of the way."""
+        if self._guard is None or len(found) < 2:
+            return found
+        listed = [candidate for candidate in found if self._guard.allows(candidate)]
+        for candidate in found if listed else []:
+            if candidate not in listed:
+                try:
+                    self._guard.check(candidate)
+                except PluginLocked as error:
+                    self._refused[candidate] = error
+                    _log.warning("%s", error)
+        return listed or found
+
     def _collect(
         self, candidate: Candidate, module: types.ModuleType
     ) -> dict[str, Descriptor | BundledModel]:
@@ -161,64 +230,12 @@ class Registry:
             for descriptors in hooks(f"themis_{family}", others)():
                 for descriptor in descriptors:
                     if not isinstance(descriptor, kind):
-                        raise _failed(
+                        raise failed(
                             candidate,
                             f"returned {descriptor!r} from themis_{family}, not a {kind.__name__}.",
                         )
                     if descriptor.name == candidate.name:
                         provided[family] = descriptor
         if not provided:
-            raise _failed(candidate, "returns no descriptor of that name from any hook.")
+            raise failed(candidate, "returns no descriptor of that name from any hook.")
         return provided
-
-
-def make(descriptor: Descriptor, *arguments: Any) -> Any:
-    """Import a descriptor's factory and call it. Raises `PluginFailed`, or its `ThemisError`."""
-    module_name, _, attribute = descriptor.factory.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-        return factory(*arguments)
-    except ThemisError:
-        raise
-    # Foreign code, `sys.exit` included: whatever it raises is this plugin's failure.
-    except (Exception, SystemExit) as error:
-        raise PluginFailed(
-            f"Plugin {descriptor.name!r} failed in {descriptor.factory}: {error!r}.",
-            plugin=descriptor.name,
-            remedy=_import_remedy(error),
-        ) from error
-
-
-def _import(candidate: Candidate) -> types.ModuleType:
-    try:
-        return importlib.import_module(candidate.module)
-    # Foreign code, `sys.exit` included: whatever it raises is this plugin's failure.
-    except (Exception, SystemExit) as error:
-        raise _failed(
-            candidate, f"cannot be imported: {error!r}.", _import_remedy(error)
-        ) from error
-
-
-def _failed(candidate: Candidate, what: str, remedy: str | None = None) -> PluginFailed:
-    return PluginFailed(
-        f"Plugin {candidate.name!r} of {candidate.distribution} {candidate.version} {what}",
-        plugin=candidate.name,
-        remedy=remedy or "Update or uninstall that distribution.",
-    )
-
-
-def _import_remedy(error: BaseException) -> str | None:
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"Install what provides the module {error.name!r}."
-    return None
-
-
-def _check_version(candidate: Candidate) -> None:
-    version = metadata.version(CORE_DISTRIBUTION)
-    if not SpecifierSet(candidate.requires_core).contains(version, prereleases=True):
-        raise PluginIncompatible(
-            f"Plugin {candidate} is made for themis-core {candidate.requires_core}, "
-            f"but {version} is installed.",
-            plugin=candidate.name,
-            remedy=f"Install a version of {candidate.distribution} for themis-core {version}.",
-        )

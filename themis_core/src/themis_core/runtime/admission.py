@@ -39,7 +39,10 @@ class Admission:
         self._reservation: Reservation | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises `RequestRejected`, `ModelNotFound`, `QuotaExceeded` or `DeadlineExceeded`."""
+        """Raises `RequestRejected`, `ModelNotFound`, `QuotaExceeded` or `DeadlineExceeded`.
+
+        The runtime's validators and quota are guarded (`guards.py`): they raise `HookTimeout` too.
+        """
         for validator in self._validators:
             checked = validator.check_input(self.request)
             self.request = await self._deadline.bound(self.request, checked)
@@ -47,6 +50,7 @@ class Admission:
         if self._quota is not None:
             reserved = self._quota.reserve(self.request)
             self._reservation = await self._deadline.bound(self.request, reserved)
+        # Nothing waits from here on: a reservation that is made is in the hands of `__aexit__`.
         return self
 
     async def settle(self, usage: Usage) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from themis_core.config import Config
 from themis_core.errors import BackendClosed
 from themis_core.messages import (
     AdapterWeight,
@@ -21,8 +23,10 @@ from themis_core.messages import (
     ModelInfo,
 )
 from themis_core.runtime.closing import close_in_order
+from themis_core.runtime.hooks import HookStats
 from themis_core.runtime.loop_thread import LoopThread
 from themis_core.runtime.models import ModelStatus
+from themis_core.runtime.reload import ReloadReport
 from themis_core.runtime.runtime import Runtime
 
 T = TypeVar("T")
@@ -74,6 +78,10 @@ class BlockingRuntime:
         """Facts about a model."""
         return self._call(self._runtime.model_info(model))
 
+    def reload(self, config: str | Path | Config | None = None) -> ReloadReport:
+        """Put another configuration in force, or leave all as it was and raise."""
+        return self._call(self._runtime.reload(config))
+
     @property
     def default_model(self) -> str:
         """The model that serves requests without a name; empty if there is none."""
@@ -86,6 +94,10 @@ class BlockingRuntime:
     def stats(self) -> dict[str, BackendStats]:
         """The statistics of the loaded models."""
         return self._call(self._runtime.stats())
+
+    def hook_stats(self) -> tuple[HookStats, ...]:
+        """The calls of validators and quota."""
+        return self._runtime.hook_stats()
 
     def __enter__(self) -> Self:
         if self._thread is not None:

@@ -46,15 +46,17 @@ class LoopThread:
             coroutine.close()
             raise RuntimeError("a blocking call on the event loop's own thread would never end")
         call = _Call(coroutine)
-        # The lock is held for a check and an append; no coroutine runs meanwhile.
-        with self._lock:
-            closing = self._closing
-            if not closing:
-                self._loop.call_soon_threadsafe(self._begin, call)
-        if closing:
-            coroutine.close()
-            raise _closed()
-        return self._wait(call)
+        try:
+            # The lock is held for a check and an append; no coroutine runs meanwhile.
+            with self._lock:
+                if self._closing:
+                    call.refuse()
+                else:
+                    self._loop.call_soon_threadsafe(self._begin, call)
+            return call.result.result()
+        except BaseException:  # KeyboardInterrupt must not leave the work running.
+            self._abandon(call)
+            raise
 
     def post(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a coroutine some time, without waiting; not at all if the loop is being closed.
@@ -72,10 +74,13 @@ class LoopThread:
         """
         with self._lock:
             self._closing = True
+        final = _Call(self._finish(last))
         try:
-            final = _Call(self._finish(last))
             self._loop.call_soon_threadsafe(self._begin, final)
-            self._wait(final)
+            final.result.result()
+        except BaseException:
+            self._abandon(final)
+            raise
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -100,14 +105,15 @@ class LoopThread:
         finally:  # Also when whoever closes is interrupted.
             await last()
 
-    def _wait(self, call: _Call[T]) -> T:
+    def _abandon(self, call: _Call[Any]) -> None:
+        """Have a call end that is interrupted, wherever it was; return when it has cleaned up."""
+        if call.result.done():
+            return
         try:
-            return call.result.result()
-        except BaseException:  # KeyboardInterrupt must not leave the work running.
-            if not call.result.done():
-                self._loop.call_soon_threadsafe(call.cancel)
-                call.result.exception()  # Not before it has cleaned up behind itself.
-            raise
+            self._loop.call_soon_threadsafe(call.cancel)
+        except RuntimeError:  # The loop is closed, so that the call never began.
+            call.refuse()
+        call.result.exception()
 
 
 class _Call(Generic[T]):
@@ -119,8 +125,15 @@ class _Call(Generic[T]):
         self.result: Future[T] = Future()
 
     def cancel(self) -> None:
+        # In the order of asking: without a task now, it was never asked for.
         if self.task is not None:
             self.task.cancel()
+        else:
+            self.refuse()
+
+    def refuse(self) -> None:
+        self.coroutine.close()
+        self.result.set_exception(_closed())
 
     def end(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():

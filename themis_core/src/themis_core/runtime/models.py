@@ -38,12 +38,13 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
-    """How to make a model's backend, not yet started."""
+    """How to make a model's backend, not yet started. Sources with equal `key` make equal ones."""
 
     backend: str
     make: Callable[[], Backend]
     aliases: tuple[str, ...] = ()
     preload: bool = False
+    key: object = None
 
 
 Listener = Callable[[str, str, dict[str, Any]], None]
@@ -55,14 +56,34 @@ class ModelPool:
     A backend whose `info` raises has failed for good: it is closed, its model counts as failed,
     and the next request loads the model afresh. Nothing is loaded but for a request, so a model
     that fails each time costs each of its requests one loading, and does not load in a loop.
+    Models of the pool `before` whose sources have the same key are shared with it.
     """
 
-    def __init__(self, sources: Mapping[str, ModelSource], on_event: Listener) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, ModelSource],
+        on_event: Listener,
+        before: ModelPool | None = None,
+    ) -> None:
+        self._sources = sources
         self._models = {name: _Model(name, source, on_event) for name, source in sources.items()}
+        for name, model in {} if before is None else before._models.items():
+            key = model.source.key
+            if name in sources and key is not None and key == sources[name].key:
+                self._models[name] = model
+
+    def members(self) -> tuple[_Model, ...]:
+        """The models: each has a `name`, and is closed by `aclose`."""
+        return tuple(self._models.values())
+
+    def adopt(self) -> None:
+        """This pool is the one in force: shared models have its aliases now."""
+        for name, model in self._models.items():
+            model.source = self._sources[name]
 
     async def start(self) -> None:
         """Load what is to be preloaded. Raises the first error, after all have ended."""
-        preloaded = [self.lease(n) for n, m in self._models.items() if m.source.preload]
+        preloaded = [self.lease(n) for n, source in self._sources.items() if source.preload]
         results = await asyncio.gather(*preloaded, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):

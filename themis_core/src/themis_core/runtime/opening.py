@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from themis_core.config import Config, ModelConfig, load
+from themis_core.config import Config, load
 from themis_core.contracts import Backend
-from themis_core.plugins import Registry, make
+from themis_core.plugins import Registry
+from themis_core.runtime.configured import ConfiguredParts
 from themis_core.runtime.models import ModelSource
 from themis_core.runtime.runtime import Runtime
-from themis_core.worker import isolated_backend
-
-_log = logging.getLogger("themis.runtime")
 
 
 def open(  # noqa: A001 - `themis_core.open` is what people would guess.
@@ -35,26 +31,17 @@ def open(  # noqa: A001 - `themis_core.open` is what people would guess.
             raise TypeError("open() takes a config or backends, not both")
         return _from_backends(backends)
     registry = registry or Registry()
+    path = None if isinstance(config, Config) else config
     if not isinstance(config, Config):
         config = load(config, registry)
+    assembler = ConfiguredParts(registry, config, path)
     return Runtime(
-        {name: _source(model, registry) for name, model in config.models.items()},
+        assembler.sources,
         default=config.default,
-        validators=[make(v.descriptor, v.settings) for v in config.validators.values()],
-        quota=make(config.quota.descriptor, config.quota.settings) if config.quota else None,
-        on_event=partial(_call_hook, registry),
-    )
-
-
-def _source(model: ModelConfig, registry: Registry) -> ModelSource:
-    isolated = model.keys.isolation == "worker"
-    return ModelSource(
-        backend=model.descriptor.name,
-        make=partial(isolated_backend, model, registry)
-        if isolated
-        else partial(make, model.descriptor, model.settings),
-        aliases=model.keys.aliases,
-        preload=model.keys.preload,
+        validators=assembler.validators,
+        quota=assembler.quota,
+        on_event=assembler.on_event,
+        assembler=assembler,
     )
 
 
@@ -68,11 +55,3 @@ def _from_backends(backends: Mapping[str, Backend]) -> Runtime:
 
 def _given(backend: Backend) -> Backend:
     return backend
-
-
-def _call_hook(registry: Registry, hook: str, model: str, arguments: dict[str, Any]) -> None:
-    try:
-        getattr(registry.hook, hook)(model=model, **arguments)
-    # Listeners are foreign code, and a model must not fail because somebody listens badly.
-    except Exception:  # noqa: BLE001
-        _log.exception("A plugin failed in %s for model %r.", hook, model)

@@ -1,4 +1,7 @@
-"""Step 6, release: output validators see every text before the caller does."""
+"""Step 6, release: output validators see every text before the caller does.
+
+What becomes of a check that fails is decided where the runtime guards its validators: `guards.py`.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from themis_core.errors import ModelNotFound
+from themis_core.messages import GenerateRequest
 from themis_core.suggest import did_you_mean
 
 
@@ -26,3 +29,13 @@ class Router:
                 remedy=did_you_mean(name, self._targets) or f"Known models: {known}.",
             )
         return target
+
+    def apply(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with the configured name of its model: aliases have no quotas of their own.
+
+        Raises `ModelNotFound`.
+        """
+        model = self.route(request.model)
+        if model == request.model:
+            return request
+        return msgspec.structs.replace(request, model=model)

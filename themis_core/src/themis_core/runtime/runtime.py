@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
+from themis_core.config import Config
 from themis_core.contracts import Backend, Quota, Validator
-from themis_core.errors import ModelNotFound, UnsupportedField
+from themis_core.errors import ConfigInvalid, ModelNotFound, UnsupportedField
 from themis_core.messages import (
     AdapterWeight,
     BackendStats,
@@ -24,12 +26,14 @@ from themis_core.messages import (
     ModelInfo,
 )
 from themis_core.runtime.admission import Admission
-from themis_core.runtime.closing import close_in_order
 from themis_core.runtime.deadline import Deadline
 from themis_core.runtime.fields import check_fields
 from themis_core.runtime.gather import gather
+from themis_core.runtime.guards import guarded_quota, guarded_validators, hooks_of
+from themis_core.runtime.hooks import HookStats, stats_of
 from themis_core.runtime.models import Listener, ModelPool, ModelSource, ModelStatus
 from themis_core.runtime.release import Release
+from themis_core.runtime.reload import Assembler, Changeover, Parts, ReloadReport
 from themis_core.runtime.router import Router
 
 
@@ -48,12 +52,14 @@ class Runtime:
         validators: Sequence[Validator] = (),
         quota: Quota | None = None,
         on_event: Listener = lambda hook, model, arguments: None,
+        assembler: Assembler | None = None,
     ) -> None:
         aliases = {alias: name for name, m in models.items() for alias in m.aliases}
-        self._router = Router(list(models), aliases, default)
-        self._pool = ModelPool(models, on_event)
-        self._validators = validators
-        self._quota = quota
+        router = Router(list(models), aliases, default)
+        pool = ModelPool(models, on_event)
+        validators, quota = guarded_validators(validators), guarded_quota(quota)
+        self._changeover = Changeover(Parts(router, pool, validators, quota))
+        self._assembler = assembler
 
     async def start(self) -> None:
         """Load the models that are to be preloaded. Raises what their `start` raises."""
@@ -84,36 +90,37 @@ class Runtime:
         self, request: GenerateRequest, way: _Way
     ) -> AsyncGenerator[GenerateEvent, None]:
         deadline = Deadline()
-        # 1 route
-        request = self._route(request)
-        # 2 admit, where a validator may choose another model
-        async with Admission(
-            request, self._route, self._validators, self._quota, deadline
-        ) as admission:
-            request = admission.request
-            way.model = request.model
-            # 3 reuse: no plugin yet; a cached answer or a running twin would end the way here.
-            # 4 lease
-            backend = await deadline.bound(request, self._pool.lease(request.model))
-            with self._pool.watched(request.model):
-                check_fields(request, request.model, backend.info)
-                request = deadline.pass_on(request)
-                # 5 generate
-                async with aclosing(backend.generate(request)) as events:
-                    release = Release(self._validators, request)
-                    async for event in events:
-                        # 6 release
-                        for released in release.pass_on(event):
-                            if isinstance(released, Done):
-                                # 7 settle, before the last event: nobody may ask for one more.
-                                await admission.settle(released.usage)
-                            yield released
+        with self._changeover.use() as parts:
+            # 1 route
+            request = parts.router.apply(request)
+            # 2 admit, where a validator may choose another model
+            async with Admission(
+                request, parts.router.apply, parts.validators, parts.quota, deadline
+            ) as admission:
+                request = admission.request
+                way.model = request.model
+                # 3 reuse: no plugin yet; a cached answer or a running twin would end the way here.
+                # 4 lease
+                backend = await deadline.bound(request, parts.pool.lease(request.model))
+                with parts.pool.watched(request.model):
+                    check_fields(request, request.model, backend.info)
+                    request = deadline.pass_on(request)
+                    # 5 generate
+                    async with aclosing(backend.generate(request)) as events:
+                        release = Release(parts.validators, request)
+                        async for event in events:
+                            # 6 release
+                            for released in release.pass_on(event):
+                                if isinstance(released, Done):
+                                    # 7 settle, before the last event: nobody may ask for one more.
+                                    await admission.settle(released.usage)
+                                yield released
 
     async def embed(self, request: EmbedRequest) -> EmbedResponse:
         """One vector for each input. Raises `UnsupportedField` if the model cannot embed."""
         async with self._backend(request.model) as backend:
             if not backend.info.capabilities.embed:
-                model = self._router.route(request.model)
+                model = self._changeover.current.router.route(request.model)
                 raise UnsupportedField(f"Model {model!r} gives no embeddings.", field="model")
             return await backend.embed(request)
 
@@ -153,7 +160,7 @@ class Runtime:
     def default_model(self) -> str:
         """The model that serves requests without a name; empty if there is none."""
         try:
-            return self._router.route("")
+            return self._changeover.current.router.route("")
         except ModelNotFound:
             return ""
 
@@ -165,34 +172,45 @@ class Runtime:
         """The statistics of the loaded models, by name."""
         return await self._pool.stats()
 
+    def hook_stats(self) -> tuple[HookStats, ...]:
+        """How long the calls of validators and the quota took, and how many failed."""
+        parts = self._changeover.current
+        return stats_of(hooks_of([*parts.validators, parts.quota]))
+
+    async def reload(self, config: str | Path | Config | None = None) -> ReloadReport:
+        """Put another configuration in force; None reads the same file again.
+
+        All or nothing: what raises (`ConfigInvalid`, a plugin's error, or the error of a model
+        that is to be preloaded) leaves everything as it was. Requests that are running finish on
+        the old models, validators and quota, which are closed when the last of them has ended;
+        what is configured as before stays loaded.
+        """
+        if self._assembler is None:
+            raise ConfigInvalid(
+                "This runtime has no configuration to reload: it was made of backends at hand.",
+                remedy="Open a new runtime.",
+            )
+        return await self._changeover.reload(self._assembler, config)
+
     async def aclose(self) -> None:
         """Close everything; requests in flight raise `BackendClosed`. Twice is fine.
 
         Everything is closed even if something raises; the first error is raised at the end, with
         notes on further ones.
         """
-        parts = [("the models", self._pool.aclose)]
-        parts += [(f"validator {type(v).__name__}", v.aclose) for v in self._validators]
-        if self._quota is not None:
-            parts.append(("the quota", self._quota.aclose))
-        await close_in_order(parts)
+        await self._changeover.aclose()
 
-    def _route(self, request: GenerateRequest) -> GenerateRequest:
-        """The request with the configured name of its model: aliases have no quotas of their own.
-
-        Raises `ModelNotFound`.
-        """
-        model = self._router.route(request.model)
-        if model == request.model:
-            return request
-        return msgspec.structs.replace(request, model=model)
+    @property
+    def _pool(self) -> ModelPool:
+        return self._changeover.current.pool
 
     @asynccontextmanager
     async def _backend(self, name: str) -> AsyncIterator[Backend]:
-        model = self._router.route(name)
-        backend = await self._pool.lease(model)
-        with self._pool.watched(model):
-            yield backend
+        with self._changeover.use() as parts:
+            model = parts.router.route(name)
+            backend = await parts.pool.lease(model)
+            with parts.pool.watched(model):
+                yield backend
 
     async def __aenter__(self) -> Self:
         await self.start()

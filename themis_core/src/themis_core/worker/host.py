@@ -13,6 +13,8 @@ from contextlib import suppress
 
 import msgspec
 
+from themis_core.config.secrets import resealed, without
+from themis_core.config.structure import secrets_of
 from themis_core.contracts import Backend, BackendServer, Transport
 from themis_core.errors import ModelLoadFailed, ThemisError
 from themis_core.hooks import BackendPlugin
@@ -128,12 +130,15 @@ async def _supervised(control: socket.socket) -> int:
 
 async def _serve(spec: Spec, stop: asyncio.Event, on_ready: Callable[[str], None]) -> None:
     registry = Registry()
+    registry.obey_lock(spec.lock)
     descriptor = registry.find("backends", spec.backend, BackendPlugin)
     try:
         settings = msgspec.convert(spec.settings, descriptor.settings)
     except msgspec.ValidationError as error:
-        raise ModelLoadFailed(f"The worker cannot read the model's settings: {error}.") from error
-    backend: Backend = make(descriptor, settings)
+        told = without(str(error), secrets_of(descriptor.settings, spec.settings))
+        # Not its cause, which would tell them.
+        raise ModelLoadFailed(f"The worker cannot read the model's settings: {told}.") from None
+    backend: Backend = make(descriptor, resealed(settings))
     await host(backend, transport_for(registry, spec.url), spec.url, stop, on_ready)
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from themis_core.config import ModelConfig
+from themis_core.config.secrets import plain
 from themis_core.config.settings import WORKER_TRANSPORT
 from themis_core.contracts import Transport
 from themis_core.errors import ConfigInvalid, PluginNotFound
@@ -24,8 +25,9 @@ def isolated_backend(model: ModelConfig, registry: Registry) -> IsolatedBackend:
     spec = Spec(
         model=model.name,
         backend=model.descriptor.name,
-        settings=msgspec.to_builtins(model.settings),
+        settings=msgspec.to_builtins(model.settings, enc_hook=plain),  # To a pipe, not to a disk.
         transport=WORKER_TRANSPORT,
+        lock=registry.lock,
     )
     transport = find_transport(registry, WORKER_TRANSPORT)
     return IsolatedBackend(spec, transport, model.keys.worker)

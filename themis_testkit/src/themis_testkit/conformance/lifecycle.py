@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
-import threading
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +19,7 @@ from themis_testkit.conformance.base import (
     idle,
     on_backend,
 )
+from themis_testkit.conformance.leftovers import assert_nothing_new, own_threads, traces
 
 
 class LifecycleChecks(ConformanceBase):
@@ -69,11 +68,11 @@ class LifecycleChecks(ConformanceBase):
 
         async def main() -> None:
             backend = broken_backend_factory()
-            before = _own_threads()
+            before = own_threads()
             with pytest.raises((ModelFileInvalid, ModelLoadFailed)) as caught:
                 await backend.start()
             assert str(caught.value)
-            assert not _own_threads() - before
+            assert not own_threads() - before
             await backend.aclose()
             await backend.aclose()
             with pytest.raises(BackendClosed):
@@ -86,16 +85,16 @@ class LifecycleChecks(ConformanceBase):
 
         async def main() -> None:
             backend = backend_factory()
-            before = _own_threads()
+            before = own_threads()
             starting = asyncio.create_task(backend.start())
             await asyncio.sleep(0)
             cancelled = starting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
             if cancelled and starting.cancelled():
-                assert not _own_threads() - before
+                assert not own_threads() - before
             await backend.aclose()
-            assert not _own_threads() - before
+            assert not own_threads() - before
 
         asyncio.run(main())
 
@@ -105,15 +104,13 @@ class LifecycleChecks(ConformanceBase):
         async def main() -> None:
             # The first round may open what libraries keep for the life of the process.
             await self._work_and_close(backend_factory())
-            threads, processes, files = _own_threads(), _children(), _open_files()
+            before = traces()
             await self._work_and_close(backend_factory())
-            assert not _own_threads() - threads
-            assert not _children() - processes
-            assert len(_open_files()) <= len(files), _open_files()
+            assert_nothing_new(before)
 
-        threads = _own_threads()
+        threads = own_threads()
         asyncio.run(main())
-        assert not _own_threads() - threads
+        assert not own_threads() - threads
         assert not multiprocessing.active_children()
 
     @on_backend
@@ -157,30 +154,3 @@ class LifecycleChecks(ConformanceBase):
 def plain_request(prompt: str) -> GenerateRequest:
     """A request for a backend whose capabilities cannot be asked."""
     return GenerateRequest(prompt=prompt, sampling=SamplingParams(max_tokens=1))
-
-
-def _own_threads() -> set[threading.Thread]:
-    """All threads but those of asyncio's own executor, which ends with its event loop."""
-    return {t for t in threading.enumerate() if not t.name.startswith("asyncio_")}
-
-
-def _children() -> set[str]:
-    """Ids of child processes, where the system tells them (Linux)."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return {child for file in lists for child in _read(file).split()}
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:  # The thread ended meanwhile.
-        return ""
-
-
-def _open_files() -> list[str]:
-    """What the file descriptors point to, where the system tells it (Linux)."""
-    names = []
-    for link in Path("/proc/self/fd").glob("*"):
-        with contextlib.suppress(OSError):  # The one that lists the directory is closed by now.
-            names.append(str(link.readlink()))
-    return sorted(names)

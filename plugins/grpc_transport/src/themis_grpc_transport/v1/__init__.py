@@ -1,0 +1,1 @@
+"""The Protobuf messages and services, generated from `themis.proto` by `generate.py`."""

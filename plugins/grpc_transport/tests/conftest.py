@@ -1,0 +1,128 @@
+"""A backend behind gRPC, both ends in one process and on one event loop; certificates."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pytest
+
+from themis_core.contracts import Backend, BackendServer
+from themis_grpc_transport.transport import GrpcTransport
+
+Serve = Callable[[Backend], Backend]
+
+
+class Served:
+    """Starts a backend, serves it, and is the client's view of it."""
+
+    def __init__(self, inner: Backend, query: str) -> None:
+        self._inner = inner
+        self._query = query
+        self._transport = GrpcTransport("grpc")
+        self._server: BackendServer | None = None
+        # Until the port is known: one that nothing was sent through, and says so.
+        self._remote = self._transport.connect("grpc://127.0.0.1:1" + query)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._remote, name)
+
+    async def start(self) -> None:
+        try:
+            await self._inner.start()
+            self._server = await self._transport.serve(self._inner, "grpc://127.0.0.1:0")
+            self._remote = self._transport.connect(self._server.url + self._query)
+            await self._remote.start()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        await self._remote.aclose()
+        server, self._server = self._server, None
+        if server is not None:
+            await server.aclose()
+        await self._inner.aclose()
+
+
+def served(inner: Backend, query: str) -> Backend:
+    return cast(Backend, Served(inner, query))
+
+
+@pytest.fixture(params=["", "?per_request=1"], ids=["worker", "inference"])
+def query(request: pytest.FixtureRequest) -> str:
+    """How the client asks: the worker protocol in one call, or a call for each request."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def serve(query: str) -> Serve:
+    return lambda inner: served(inner, query)
+
+
+@pytest.fixture
+def serve_worker() -> Serve:
+    return lambda inner: served(inner, "")
+
+
+@pytest.fixture
+def serve_inference() -> Serve:
+    return lambda inner: served(inner, "?per_request=1")
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    """A short path: a socket's name has room for about a hundred characters."""
+    folder = Path(tempfile.mkdtemp(prefix="themis-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+class Certificates(NamedTuple):
+    """PEM files of an authority, of what it signed, and of a client that another one signed."""
+
+    ca: Path
+    server: Path
+    client: Path
+    stranger: Path
+
+    def of_server(self, *, mutual: bool = True) -> str:
+        """The query of a server's URL."""
+        ca = f"&ca={self.ca}" if mutual else ""
+        return f"?certificate={self.server}&key={self.server.with_suffix('.key')}{ca}"
+
+    def of_client(self, who: Path | None) -> str:
+        """The query of a client's URL."""
+        own = f"&certificate={who}&key={who.with_suffix('.key')}" if who else ""
+        return f"?ca={self.ca}{own}"
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+
+    def run(*arguments: str) -> None:
+        command = [str(openssl), *arguments]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+
+    fresh = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    for ca in ("ca", "other"):
+        subject = ("-subj", f"/CN=Test {ca}", "-days", "2")
+        run("req", "-x509", *fresh, "-keyout", f"{ca}.key", "-out", f"{ca}.pem", *subject)
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for name, ca in (("server", "ca"), ("client", "ca"), ("stranger", "other")):
+        run("req", *fresh, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signing = ("-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", "2")
+        names = ("-extfile", "names") if name == "server" else ()
+        run("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing, *names)
+    return Certificates(
+        *(folder / f"{name}.pem" for name in ("ca", "server", "client", "stranger"))
+    )

@@ -1,0 +1,1 @@
+"""The engine door: `AsyncLLM` in this process's care, for `themis worker`."""

@@ -1,0 +1,1 @@
+"""The HTTP door: vLLM's OpenAI-compatible server, through aiohttp."""

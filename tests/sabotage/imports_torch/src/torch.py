@@ -1,0 +1,1 @@
+"""Stands for a library that takes seconds to import."""

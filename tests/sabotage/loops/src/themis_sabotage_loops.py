@@ -1,0 +1,4 @@
+"""Never stops being imported."""
+
+while True:
+    pass

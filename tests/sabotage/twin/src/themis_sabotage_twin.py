@@ -1,0 +1,14 @@
+"""Has a name that twin_too has as well."""
+
+from themis_core.hooks import BackendPlugin, hookimpl
+
+
+@hookimpl
+def themis_backends() -> list[BackendPlugin]:
+    """One backend."""
+    return [BackendPlugin(name="twin", help="A test.", factory="themis_sabotage_twin:create")]
+
+
+def create(settings: object) -> object:
+    """What nobody uses."""
+    return settings
