@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from themis_core.config import load
 from themis_core.errors import ConfigInvalid, PluginLocked, ThemisError
 from themis_core.plugins import Guard, Registry, discover, read_lock, write_lock
 
@@ -23,7 +24,14 @@ from themis_core.hooks import BackendPlugin, hookimpl
 
 @hookimpl
 def themis_backends():
-    return [BackendPlugin(name="{name}", help="A test.", factory="{package}.parts:create")]
+    return [
+        BackendPlugin(
+            name="{name}",
+            help="A test.",
+            factory="{package}.parts:create",
+            uses=lambda settings: {uses},
+        )
+    ]
 """
 PARTS = "def create(settings):\n    return settings\n"
 
@@ -47,6 +55,7 @@ class Environment:
         parts: str = PARTS,
         folder: Path | None = None,
         package: str = "",
+        uses: str = "()",
     ) -> Path:
         """As an installer does it, RECORD and all. Returns the package's folder."""
         site = folder or self.site
@@ -57,7 +66,7 @@ class Environment:
             version,
             {
                 f"{package}/__init__.py": "",
-                f"{package}/plugin.py": PLUGIN.format(name=name, package=package),
+                f"{package}/plugin.py": PLUGIN.format(name=name, package=package, uses=uses),
                 f"{package}/parts.py": parts,
             },
             requires=["themis-core>=0.1"],
@@ -302,6 +311,19 @@ def test_a_worker_is_told_which_lock_to_obey(environment: Environment) -> None:
     write_lock(environment.lock)
     backend = isolated_backend(load(path, registry).models["e"], registry)
     assert backend._spec.lock == str(environment.lock)
+
+
+def test_what_a_backend_uses_must_be_locked_too(environment: Environment, tmp_path: Path) -> None:
+    environment.install("user", uses='["victim", "stranger"]')
+    environment.write()
+    environment.install("stranger")
+    file = tmp_path / "themis.toml"
+    file.write_text('[models.a]\nbackend = "user"\n')
+    with pytest.raises(ConfigInvalid, match="stranger") as caught:
+        load(file, environment.registry())
+    assert [problem.key for problem in caught.value.problems] == ["models.a"]
+    assert "plugin_locked" in caught.value.problems[0].message
+    assert "locked_stranger" not in sys.modules
 
 
 def test_the_error_is_one_of_the_configuration() -> None:

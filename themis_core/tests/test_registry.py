@@ -118,3 +118,40 @@ def test_a_failing_factory_is_a_plugin_failure(factory: str, cause: str) -> None
     descriptor = BackendPlugin(name="mine", help="", factory=factory)
     with pytest.raises(PluginFailed, match=cause):
         make(descriptor)
+
+
+USER = """
+from themis_core.hooks import BackendPlugin, hookimpl
+
+def create(settings): return None
+
+@hookimpl
+def themis_backends():
+    return [BackendPlugin(name="{name}", help="", factory="{module}:create",
+                          uses=lambda settings: %s)]
+"""
+
+
+def test_what_a_backend_uses_is_loaded_with_it(shelf: Any) -> None:
+    shelf.install("user", USER % "['used']")
+    used = shelf.install("used")
+    registry = shelf.registry()
+    backend = registry.find("backends", "user", BackendPlugin)
+    assert used not in sys.modules
+    registry.load_used(backend, None)
+    assert used in sys.modules
+
+
+def test_a_backend_that_uses_what_is_absent_names_it(shelf: Any) -> None:
+    shelf.install("user", USER % "['used']")
+    registry = shelf.registry()
+    with pytest.raises(PluginNotFound, match="'used'"):
+        registry.load_used(registry.find("backends", "user", BackendPlugin), None)
+
+
+@pytest.mark.parametrize("broken", ["1 / 0", "None", "__import__('sys').exit(3)"])
+def test_a_backend_that_cannot_say_what_it_uses_is_named(shelf: Any, broken: str) -> None:
+    shelf.install("user", USER % broken)
+    registry = shelf.registry()
+    with pytest.raises(PluginFailed, match=r"dist-user 1\.5 cannot say what it uses"):
+        registry.load_used(registry.find("backends", "user", BackendPlugin), None)

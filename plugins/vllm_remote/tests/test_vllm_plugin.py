@@ -73,6 +73,7 @@ def test_every_field_has_an_answer_on_every_path() -> None:
     [
         ("ftp://host", "'ftp'"),
         ("http://", "needs a host"),
+        ("http://[", "Invalid IPv6"),
         ("http://user@host:1", "api_key"),
         ("http://host:x", "Port"),
         ("http+unix://host/run/x", "absolute path"),
@@ -96,3 +97,20 @@ def test_settings_that_an_endpoint_has_no_use_for_are_refused() -> None:
     ):
         with pytest.raises(ConfigInvalid, match=name):
             remote(settings)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "used"),
+    [
+        ("http://a:1", set()),
+        (["grpc://a:1", "grpcs://b:1"], set()),
+        ("shm:///run/a.sock", {"shm"}),
+        ("unix:///run/a.sock", {"unix"}),
+        ("http://[", set()),
+    ],
+)
+def test_the_transport_of_a_worker_is_named_before_it_is_used(
+    endpoint: str | list[str], used: set[str]
+) -> None:
+    plugin = next(plugin for plugin in themis_backends() if plugin.name == "vllm")
+    assert set(plugin.uses(VllmSettings(endpoint=endpoint))) == used

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,18 +24,22 @@ from themis_vllm_remote.http.door import HttpDoor
 from themis_vllm_remote.local_texts import LocalTexts
 from themis_vllm_remote.probe import check_grammars
 from themis_vllm_remote.server_texts import ServerTexts
-from themis_vllm_remote.settings import EngineSettings, VllmSettings
+from themis_vllm_remote.settings import (
+    WORKER_SCHEMES,
+    EngineSettings,
+    VllmSettings,
+    scheme_of,
+)
 from themis_vllm_remote.texts import Texts
 from themis_vllm_remote.vocabulary import vocabulary_of
 
 _GRPC = ("grpc", "grpcs")
-_WORKER = ("shm", "unix")
 
 
 def remote(settings: VllmSettings) -> Backend:
     """The backend `vllm`. Raises `ConfigInvalid` for endpoints that cannot be used."""
     urls = [settings.endpoint] if isinstance(settings.endpoint, str) else settings.endpoint
-    schemes = sorted({urlsplit(url).scheme for url in urls})
+    schemes = sorted({scheme_of(url) for url in urls})
     if not urls:
         raise _refuse("The list of endpoints is empty.")
     if len({_family(scheme) for scheme in schemes}) > 1:
@@ -146,6 +149,7 @@ def _worker(settings: VllmSettings, urls: list[str]) -> Backend:
         raise _refuse("A model has one worker endpoint, not several.")
     others = (field for field in settings.__struct_fields__ if field != "endpoint")
     _only(settings, "a worker", *others)
+    # Whether a lock allows this transport was asked when the plugin said that it `uses` it.
     return transport_for(Registry(), urls[0]).connect(urls[0])
 
 
@@ -165,11 +169,13 @@ def _only(settings: VllmSettings, kind: str, *without: str) -> None:
 def _family(scheme: str) -> str:
     if scheme in _GRPC:
         return "grpc"
-    if scheme in _WORKER:
+    if scheme in WORKER_SCHEMES:
         return "worker"
     if scheme in http_address.SCHEMES:
         return "http"
-    known = ", ".join(f"{name}://" for name in (*http_address.SCHEMES, *_GRPC, *_WORKER))
+    known = ", ".join(
+        f"{name}://" for name in (*http_address.SCHEMES, *_GRPC, *sorted(WORKER_SCHEMES))
+    )
     raise _refuse(f"An endpoint begins with {scheme!r}, which is none of {known}.")
 
 

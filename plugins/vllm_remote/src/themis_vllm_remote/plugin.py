@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from themis_core.hooks import BackendPlugin, hookimpl
-from themis_vllm_remote.settings import EngineSettings, VllmSettings
+from themis_vllm_remote.settings import EngineSettings, VllmSettings, transports_of
 
 
 @hookimpl
@@ -17,6 +17,7 @@ def themis_backends() -> Sequence[BackendPlugin]:
             help="A model that vLLM serves, over HTTP, gRPC, or a worker beside it.",
             settings=VllmSettings,
             factory="themis_vllm_remote.create:remote",
+            uses=transports_of,
         ),
         BackendPlugin(
             name="vllm_engine",

@@ -10,6 +10,7 @@ from msgspec import Meta
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Url = Annotated[str, Meta(min_length=1)]
+WORKER_SCHEMES = {"shm", "unix"}
 
 
 class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,6 +88,17 @@ class VllmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         str, Meta(description="PEM file of this client's certificate, for mTLS.")
     ] = ""
     key: Annotated[str, Meta(description="PEM file of that certificate's key.")] = ""
+
+
+def transports_of(settings: VllmSettings) -> set[str]:
+    """The transports that reach a Themis worker at these endpoints: plugins of that name."""
+    urls = [settings.endpoint] if isinstance(settings.endpoint, str) else settings.endpoint
+    return {scheme_of(url) for url in urls} & WORKER_SCHEMES
+
+
+def scheme_of(url: str) -> str:
+    """What kind of endpoint it is, also for URLs that are wrong otherwise."""
+    return url.partition("://")[0].lower()
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

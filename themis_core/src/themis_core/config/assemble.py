@@ -192,7 +192,13 @@ class _Assembly:
         settings = found and structure(found.settings, {**given, **rest}, key, self._problems)
         if found is None or settings is None:
             return None
+        if self._guarded(lambda: self._load_used(found, settings), key, backend) is None:
+            return None
         return ModelConfig(name=name, keys=keys, descriptor=found, settings=settings)
+
+    def _load_used(self, backend: BackendPlugin, settings: Any) -> BackendPlugin:
+        self._registry.load_used(backend, settings)
+        return backend
 
     def _bundled(self, keys: ModelKeys, key: str) -> tuple[str, dict[str, Any]] | None:
         """Backend and settings for a bundled model: the one named, or the best installed."""

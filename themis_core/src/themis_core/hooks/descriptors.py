@@ -6,6 +6,7 @@ the configuration uses it: describing an engine never imports it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -29,7 +30,14 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackendPlugin(Descriptor, frozen=True, kw_only=True):
-    """`factory(settings) -> Backend`. It may raise `ConfigInvalid`; loading belongs in `start`."""
+    """`factory(settings) -> Backend`. It may raise `ConfigInvalid`; loading belongs in `start`.
+
+    `uses(settings)` names other plugins that the backend needs with these settings. They are
+    loaded before the factory is called: a missing one is found with the configuration, and a lock
+    holds for it too.
+    """
+
+    uses: Callable[[Any], Collection[str]] = lambda settings: ()
 
 
 class TransportPlugin(Descriptor, frozen=True, kw_only=True):

@@ -17,7 +17,15 @@ from themis_core.errors import (
     PluginNotFound,
     ThemisError,
 )
-from themis_core.hooks import FAMILIES, PROJECT, BundledModel, Descriptor, Finding, specs
+from themis_core.hooks import (
+    FAMILIES,
+    PROJECT,
+    BackendPlugin,
+    BundledModel,
+    Descriptor,
+    Finding,
+    specs,
+)
 from themis_core.plugins.discovery import Candidate, discover
 from themis_core.plugins.guarded import check_version, failed, import_plugin
 from themis_core.plugins.lock import Guard, lock_beside, read_lock
@@ -99,6 +107,19 @@ class Registry:
             except ThemisError as error:
                 self._failed[name] = error
         raise self._failed[name]
+
+    def load_used(self, backend: BackendPlugin, settings: Any) -> None:
+        """Load what a backend with these settings uses. Raises as `load` does."""
+        try:
+            names = [str(name) for name in backend.uses(settings)]
+        except KeyboardInterrupt:
+            raise
+        # Foreign code, `sys.exit` included: whatever it raises is this plugin's failure.
+        except BaseException as error:
+            candidate = self._candidates[backend.name][0]
+            raise failed(candidate, f"cannot say what it uses: {error!r}.") from error
+        for name in names:
+            self.load(name)
 
     def load_all(self) -> None:
         """Load every installed plugin, keeping the failures for `report`."""

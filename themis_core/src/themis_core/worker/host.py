@@ -138,6 +138,7 @@ async def _serve(spec: Spec, stop: asyncio.Event, on_ready: Callable[[str], None
         told = without(str(error), secrets_of(descriptor.settings, spec.settings))
         # Not its cause, which would tell them.
         raise ModelLoadFailed(f"The worker cannot read the model's settings: {told}.") from None
+    registry.load_used(descriptor, settings)
     backend: Backend = make(descriptor, resealed(settings))
     await host(backend, transport_for(registry, spec.url), spec.url, stop, on_ready)
 
