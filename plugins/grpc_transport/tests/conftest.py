@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pytest
 
 from themis_core.contracts import Backend, BackendServer
 from themis_grpc_transport.transport import GrpcTransport
+from themis_testkit.certificates import Certificates, make_certificates
 
 Serve = Callable[[Backend], Backend]
 
@@ -83,13 +83,11 @@ def socket_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-class Certificates(NamedTuple):
-    """PEM files of an authority, of what it signed, and of a client that another one signed."""
+class TlsQueries:
+    """What TLS adds to the URLs of both ends."""
 
-    ca: Path
-    server: Path
-    client: Path
-    stranger: Path
+    def __init__(self, made: Certificates) -> None:
+        self.ca, self.server, self.client, self.stranger = made
 
     def of_server(self, *, mutual: bool = True) -> str:
         """The query of a server's URL."""
@@ -103,26 +101,8 @@ class Certificates(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> TlsQueries:
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-
-    def run(*arguments: str) -> None:
-        command = [str(openssl), *arguments]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
-
-    fresh = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    for ca in ("ca", "other"):
-        subject = ("-subj", f"/CN=Test {ca}", "-days", "2")
-        run("req", "-x509", *fresh, "-keyout", f"{ca}.key", "-out", f"{ca}.pem", *subject)
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    for name, ca in (("server", "ca"), ("client", "ca"), ("stranger", "other")):
-        run("req", *fresh, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        signing = ("-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", "2")
-        names = ("-extfile", "names") if name == "server" else ()
-        run("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing, *names)
-    return Certificates(
-        *(folder / f"{name}.pem" for name in ("ca", "server", "client", "stranger"))
-    )
+    return TlsQueries(make_certificates(tmp_path_factory.mktemp("tls"), openssl))

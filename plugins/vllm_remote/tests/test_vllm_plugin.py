@@ -94,6 +94,9 @@ def test_settings_that_an_endpoint_has_no_use_for_are_refused() -> None:
     for settings, name in (
         (VllmSettings(endpoint="shm:///run/a.sock", tokenizer="x"), "tokenizer"),
         (VllmSettings(endpoint="grpc://a:1", api_key="x"), "api_key"),
+        (VllmSettings(endpoint="grpc://a:1", ca="x"), "ca"),
+        (VllmSettings(endpoint="http://a:1", certificate="x", key="y"), "certificate, key"),
+        (VllmSettings(endpoint="http+unix:///run/a.sock", ca="x"), "ca"),
     ):
         with pytest.raises(ConfigInvalid, match=name):
             remote(settings)

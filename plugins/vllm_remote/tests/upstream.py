@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -63,11 +64,15 @@ class Upstream:
         self._tokenizer = HfTokenizer(TOKENIZER)
         self._runner: web.AppRunner | None = None
         self.port = 0
+        self.socket = ""  # A file to listen at, instead of a port.
+        self.tls: ssl.SSLContext | None = None
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
+        if self.socket:
+            return f"http+unix://{self.socket}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     async def start(self, port: int = 0) -> None:
         """Listen."""
@@ -84,7 +89,10 @@ class Upstream:
         app.router.add_post("/inference/v1/generate", self._generate)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        if self.socket:
+            await web.UnixSite(self._runner, self.socket).start()
+            return
+        site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=self.tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
 

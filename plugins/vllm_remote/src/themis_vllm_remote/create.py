@@ -47,6 +47,8 @@ def remote(settings: VllmSettings) -> Backend:
     family = _family(schemes[0])
     if family == "worker":
         return _worker(settings, urls)
+    if not {"https", "grpcs"} & set(schemes):
+        _only(settings, f"{schemes[0]}://, which has no TLS", "ca", "certificate", "key")
     if family == "grpc":
         return _backend(settings, [_grpc_door(settings, url) for url in urls], "grpc")
     doors: list[Door] = [

@@ -35,7 +35,7 @@ def open_channel(address: GrpcAddress, options: ChannelOptions) -> grpc.aio.Chan
         # Others in this process that failed to connect must not make this one wait.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Not "min_reconnect_backoff_ms": despite its name it limits a single attempt's time.
         ("grpc.max_reconnect_backoff_ms", 2000),
         # What may be repeated is decided in one place, `Endpoints`.
         ("grpc.enable_retries", 0),
