@@ -111,6 +111,7 @@ class GrpcServer:
         self._unbind()
         await self._worker.aclose()
         await self._server.stop(None)
+        await asyncio.sleep(0)  # gRPC has a task of its own for each call, which ends a turn later.
 
     def _unbind(self) -> None:
         port, path = self._port, self._address.path
