@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -191,7 +192,10 @@ def wheels(session: nox.Session) -> None:
 
     And so does somebody who follows `docs/first-backend.md` with these wheels and PyPI.
     """
-    folder = Path(session.create_tmp()) / "wheels"
+    # Not in the session's own temporary folder: tests of a user's project would run in there too,
+    # and find this one's configuration above it.
+    folder = Path(session.virtualenv.location).resolve() / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
     session.install("-c", CONSTRAINTS, "build", "hatchling")
     for member in [".", *(member.partition("[")[0] for member in MEMBERS)]:
         session.run(
@@ -204,8 +208,8 @@ def wheels(session: nox.Session) -> None:
     if str(answer).strip() != "The capital of France is Paris.":
         session.error(f"themis run answered {answer!r}")
     session.install("-c", CONSTRAINTS, "pytest-timeout")
-    session.run(*PYTEST, "tests/test_first_backend.py", env={"WHEELS": str(folder.resolve())})
-    session.log(f"The wheels are in {folder.resolve()}")
+    session.run(*PYTEST, "tests/test_first_backend.py", env={"WHEELS": str(folder)})
+    session.log(f"The wheels are in {folder}")
 
 
 @nox.session

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import grpc.aio
 import pytest
 
 from themis_core.contracts import Backend, BackendServer
@@ -81,6 +82,14 @@ def socket_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="themis-"))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def polling() -> None:
+    """gRPC has a thread for as long as anything of it is in memory, which Python's garbage
+    collector decides. Here it is there from the beginning to the end.
+    """
+    grpc.aio.init_grpc_aio()
 
 
 class TlsQueries:

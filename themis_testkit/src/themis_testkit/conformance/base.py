@@ -44,6 +44,10 @@ class ConformanceBase:
     short_timeout: ClassVar[float] = 0.02
     """Seconds in which the long answer cannot be finished."""
 
+    tie: ClassVar[float] = 0.05
+    """So far apart two log-probabilities may be and still count as equal, where the shape of a
+    batch changes the last bits (`batch_invariant` is not declared)."""
+
     has_one_answer: ClassVar[bool] = False
     """True if every prompt has just one possible answer, whatever the seed."""
 
