@@ -278,18 +278,28 @@ def chat_templates(session: nox.Session) -> Path:
     return next(path for path in temporary.glob("*/vendor/llama.cpp/models/templates"))
 
 
-@nox.session
+@nox.session(python="3.11")
 def bench(session: nox.Session) -> None:
     """Themis beside its peers: `nox -s bench -- serving`."""
-    llama_cpp(session, "[server]==0.3.36")
-    session.install("-c", CONSTRAINTS, *editable(*MEMBERS))
-    session.install("-r", "benchmarks/requirements.txt")
+    if session.posargs[:1] == ["vllm"]:
+        vllm_environment(session)
+    else:
+        llama_cpp(session, "[server]==0.3.36")
+        session.install("-c", CONSTRAINTS, *editable(*MEMBERS))
+        session.install("-r", "benchmarks/requirements.txt")
     session.run("python", "-m", "benchmarks", *(session.posargs or ["serving"]))
 
 
 @nox.session(python="3.11")
 def vllm(session: nox.Session) -> None:
-    """A real vLLM on the CPU, over each way to it. The lock is for Python 3.11 on x86-64."""
+    """A real vLLM on the CPU, over each way to it."""
+    vllm_environment(session)
+    tests = ["--nothing-absent", "plugins/vllm_remote/tests"]
+    session.run(*PYTEST, *tests, *session.posargs, env={"THEMIS_VLLM": "1"})
+
+
+def vllm_environment(session: nox.Session) -> None:
+    """vLLM's CPU build and what reaches it. The lock is for Python 3.11 on x86-64."""
     folder = ROOT / "plugins" / "vllm_remote" / "ci"
     llama_cpp(session, "==0.3.36")
     # With pip, whose configuration knows where torch's CPU build is. The lock lists everything that
@@ -312,5 +322,3 @@ def vllm(session: nox.Session) -> None:
             "plugins/vllm_remote[grpc]",
         ),
     )
-    tests = ["--nothing-absent", "plugins/vllm_remote/tests"]
-    session.run(*PYTEST, *tests, *session.posargs, env={"THEMIS_VLLM": "1"})

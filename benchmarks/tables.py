@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import onnx_bench
 from benchmarks.loads import LOADS
 
+_OTHERS = ("profile", "onnx", "transport", "vllm", "startup")
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
 _METRICS = {
     "tokens_per_second": "tokens/s",
@@ -106,13 +107,72 @@ def update_readme(readme: Path, results: Path) -> list[str]:
             f"[onnx.json](results/onnx.json), {found['onnx']['threads']} thread, prompts of "
             f"{found['onnx']['prompt_tokens']} tokens.\n\n{onnx_bench.table(measurements)}\n"
         )
+    if "transport" in found:
+        from benchmarks import transport
+
+        data = found["transport"]
+        parts.append(
+            f"### transport: {data['title']}\n\n"
+            f"[transport.json](results/transport.json), {data['setup']['rounds']} rounds, commit "
+            f"{data['commit']}.\n\n{transport.table(data['summary'])}\n\n"
+            f"![{data['title']}](results/transport.svg)\n"
+        )
+    if "vllm" in found:
+        parts.append(f"### vllm: what each way to vLLM costs\n\n{vllm_table(found['vllm'])}\n")
+    if "startup" in found:
+        parts.append(f"### startup\n\n{startup_table(found['startup'])}\n")
     text = readme.read_text()
     if _BEGIN not in text or _END not in text:
         raise ValueError(f"{readme} lacks the marks {_BEGIN} and {_END}.")
     before, after = text.partition(_BEGIN)[0], text.partition(_END)[2]
     body = "\n".join(parts)
     readme.write_text(f"{before}{_BEGIN}\n\n{body}\n{_END}{after}")
-    return [*(data["name"] for data in documents), *(n for n in ("profile", "onnx") if n in found)]
+    return [name for name in (*LOADS, *_OTHERS) if name in found]
+
+
+def vllm_table(data: dict[str, Any]) -> str:
+    """Milliseconds of an answer of one token and of each further one; tokens/s of many streams."""
+    lines = [
+        f"[vllm.json](results/vllm.json), commit {data['commit']}. One client; the median of "
+        f"{len(data['rounds'])} rounds. The bare clients are aiohttp and grpcio.",
+        "",
+        *_head(
+            *("way", "one token", "over AsyncLLM", "over the bare client", "each further token"),
+            *("over AsyncLLM", "over the bare client"),
+            left=1,
+        ),
+    ]
+    for name, row in data["overhead"].items():
+        cells = [name]
+        for key in ("first", "next"):
+            bare = [row[k] for k in row if k.startswith(f"{key}_over_bare")]
+            cells += [f"{row[f'{key}_ms']:.2f} ms", f"{row[f'{key}_over_AsyncLLM']:.2f}"]
+            cells += [f"{bare[0]:.2f}" if bare else ""]
+        lines.append(_row(cells))
+    lines += [
+        "",
+        "32 streams at once through one process, from a server that computes nothing:",
+        "",
+    ]
+    lines += _head("client", "tokens/s", "CPU seconds per 1,000 tokens", left=1)
+    for name, row in data["streams"].items():
+        cpu = f"{row['cpu_seconds_per_1000']:.3f}"
+        lines.append(_row([name, f"{row['tokens_per_second']:,}", cpu]))
+    return "\n".join(lines)
+
+
+def startup_table(data: dict[str, Any]) -> str:
+    """Milliseconds until a command has ended."""
+    lines = [
+        f"[startup.json](results/startup.json), commit {data['commit']}, with all plugins "
+        "installed.",
+        "",
+        *_head("command", "median", "more than `python -c pass`", "goal", left=1),
+    ]
+    for row in data["summary"]:
+        more, goal = (f"{row[k]:g} ms" if k in row else "" for k in ("more_ms", "goal_ms"))
+        lines.append(_row([f"`{row['command']}`", f"{row['median_ms']} ms", more, goal]))
+    return "\n".join(lines)
 
 
 def _machine(documents: Sequence[dict[str, Any]]) -> str:
