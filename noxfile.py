@@ -283,10 +283,11 @@ def bench(session: nox.Session) -> None:
     """Themis beside its peers: `nox -s bench -- serving`."""
     if session.posargs[:1] == ["vllm"]:
         vllm_environment(session)
-    else:
-        llama_cpp(session, "[server]==0.3.36")
-        session.install("-c", CONSTRAINTS, *editable(*MEMBERS))
-        session.install("-r", "benchmarks/requirements.txt")
+        session.run("python", "-m", "benchmarks.vllm", *session.posargs[1:])
+        return
+    llama_cpp(session, "[server]==0.3.36")
+    session.install("-c", CONSTRAINTS, *editable(*MEMBERS))
+    session.install("-r", "benchmarks/requirements.txt")
     session.run("python", "-m", "benchmarks", *(session.posargs or ["serving"]))
 
 
