@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 # Before anything imports ONNX Runtime: its telemetry opens files and sockets in the background.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -45,6 +46,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Tests that no other version of a dependency would make fail need not run with each."""
     config.addinivalue_line("markers", "endurance: minutes long, about Themis itself")
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """What a test has counted: printed when all have run, whatever is captured."""
+
+    def told(text: str) -> None:
+        request.node.user_properties.append(("told", text))
+
+    return told
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have told."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                for name, text in report.user_properties:
+                    if name == "told":
+                        terminalreporter.write_line(f"{report.nodeid}: {text}")
 
 
 @pytest.fixture(autouse=True)

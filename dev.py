@@ -41,6 +41,9 @@ MEMBERS = [
     "plugins/shm_transport",
     "plugins/vllm_remote[grpc]",
 ]
+# The files of tests are shared out among as many processes as there are cores, but not too many:
+# each loads models.
+PARALLEL = ["-q", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 LLAMA_CPP = "plugins/llamacpp"
 COMPILE_NOTE = """\
 llama.cpp is compiled for this machine now. That happens once and takes about six minutes on two
@@ -155,7 +158,7 @@ def bar(done: int, total: int, seconds: float) -> None:
 def test(arguments: list[str]) -> int:
     """Lint, types, tests. With arguments, only pytest, with them."""
     python = FULL.program("python")
-    pytest = [python, "-m", "pytest", "--nothing-absent", *arguments]
+    pytest = [python, "-m", "pytest", "--nothing-absent", *(arguments or PARALLEL)]
     if arguments:
         return subprocess.call(pytest, cwd=ROOT)
     checks = [

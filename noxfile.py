@@ -35,6 +35,7 @@ TEST_TOOLS = [
     "onnx",
     "openai",
     "pytest-timeout",
+    "pytest-xdist",
     "safetensors",
 ]
 
@@ -79,6 +80,8 @@ PLUGINS = {
     "vllm_remote": (["plugins/vllm_remote[grpc]", "plugins/tiny_model"], []),
 }
 SHM = "plugins/shm_transport"
+# The files of tests are shared out among a few processes.
+PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 PYTEST = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
@@ -111,7 +114,7 @@ def lowest(session: nox.Session) -> None:
     # Upgrading to the lowest: what stands there already is not good enough.
     session.install("--upgrade", "--resolution", "lowest-direct", *editable(*MEMBERS))
     session.run("uv", "pip", "list", external=True, silent=False)
-    session.run(*PYTEST, "-m", "not endurance", *session.posargs)
+    session.run(*PYTEST, *PARALLEL, "-m", "not endurance", *session.posargs)
 
 
 @nox.session
@@ -143,7 +146,7 @@ def together(session: nox.Session) -> None:
     llama_cpp(session, "==0.3.36")
     session.install("-c", CONSTRAINTS, "hatchling", "mypy", "ruff", *TEST_TOOLS)
     session.install("-c", CONSTRAINTS, *editable(*MEMBERS))
-    session.run(*PYTEST, *session.posargs)
+    session.run(*PYTEST, *PARALLEL, *session.posargs)
 
 
 @nox.session

@@ -5,8 +5,8 @@ from __future__ import annotations
 import decimal
 import json
 import re
-import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -97,7 +97,7 @@ def players() -> dict[str, Player]:
 
 @pytest.mark.endurance
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_schemas_are_refused_by_name_or_honoured(name: str, capsys: Any) -> None:
+def test_schemas_are_refused_by_name_or_honoured(name: str, tell: Callable[[str], None]) -> None:
     player = players()[name]
     counts: Counter[str] = Counter()
     refused: Counter[str] = Counter()
@@ -130,11 +130,7 @@ def test_schemas_are_refused_by_name_or_honoured(name: str, capsys: Any) -> None
         assert problem is None, (schema, text)
 
     run()
-    with capsys.disabled():
-        sys.stdout.write(
-            f"\n{name}: {dict(counts)}, {len(seen)} different schemas; "
-            f"refused: {dict(sorted(refused.items()))}\n"
-        )
+    tell(f"{dict(counts)}, {len(seen)} different schemas; {dict(sorted(refused.items()))}")
     assert len(seen) > SCHEMAS[name] * 0.7
     assert counts["finished"] > SCHEMAS[name] / 2
     assert counts["cut"] < SCHEMAS[name] / 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -89,7 +90,11 @@ def polling() -> None:
     """gRPC has a thread for as long as anything of it is in memory, which Python's garbage
     collector decides. Here it is there from the beginning to the end.
     """
-    grpc.aio.init_grpc_aio()
+
+    async def begin() -> None:
+        grpc.aio.init_grpc_aio()  # Asks for the event loop.
+
+    asyncio.run(begin())
 
 
 class TlsQueries:

@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs Linux"),
 ]
 
+Tell = Callable[[str], None]
 CLIENT_KILLS = WORKER_KILLS = 245  # with each of the two transports
 SUPERVISED_KILLS = 20
 AT_ONCE = 10
@@ -113,7 +114,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 def test_killed_clients_leave_nothing(
-    scheme: str, url: str, zygote: Zygote, socket_folder: Path
+    scheme: str, url: str, zygote: Zygote, socket_folder: Path, tell: Tell
 ) -> None:
     choice = random.Random(SEED)
 
@@ -145,7 +146,7 @@ def test_killed_clients_leave_nothing(
         await backend.aclose()
         assert asyncio.all_tasks() == {asyncio.current_task()}
         say = f"{CLIENT_KILLS} clients killed: {stats.requests} requests, {stats.cancelled} cut off"
-        print(f"{scheme}: {say}")  # noqa: T201
+        tell(f"{scheme}: {say}")
 
     asyncio.run(main())
     gc.collect()
@@ -153,7 +154,7 @@ def test_killed_clients_leave_nothing(
     assert not list(socket_folder.iterdir())
 
 
-def test_killed_workers_leave_nothing(scheme: str, url: str, zygote: Zygote) -> None:
+def test_killed_workers_leave_nothing(scheme: str, url: str, zygote: Zygote, tell: Tell) -> None:
     choice = random.Random(SEED)
     outcomes: Counter[str] = Counter()
 
@@ -197,10 +198,10 @@ def test_killed_workers_leave_nothing(scheme: str, url: str, zygote: Zygote) -> 
     assert mappings() == 0
     assert outcomes["ended with a clear error"] > WORKER_KILLS
     assert sum(outcomes.values()) == 6 * WORKER_KILLS
-    print(f"{scheme}: {WORKER_KILLS} workers killed: {dict(outcomes)}")  # noqa: T201
+    tell(f"{scheme}: {WORKER_KILLS} workers killed: {dict(outcomes)}")
 
 
-def test_killed_supervised_workers_are_resumed() -> None:
+def test_killed_supervised_workers_are_resumed(tell: Tell) -> None:
     """The same with supervision: every request is finished, and as if nothing had happened."""
     kills = SUPERVISED_KILLS
     choice = random.Random(SEED)
@@ -242,13 +243,13 @@ def test_killed_supervised_workers_are_resumed() -> None:
         assert all(isinstance(error, RequestPoisonous) for error in refused), refused
         assert status.resumed >= kills
         say = f"{right} right answers, {status.resumed} resumed, {len(refused)} refused"
-        print(f"{kills} supervised kills: {say}")  # noqa: T201
+        tell(f"{kills} supervised kills: {say}")
 
     asyncio.run(main())
 
 
 @pytest.mark.timeout(600)  # Fifty times loading a model.
-def test_crashes_under_sixteen_streams() -> None:
+def test_crashes_under_sixteen_streams(tell: Tell) -> None:
     """SIGABRT at fifty random points: the greedy answers are those of an undisturbed run."""
     choice = random.Random(SEED)
     params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
@@ -284,7 +285,7 @@ def test_crashes_under_sixteen_streams() -> None:
         status = backend.worker
         assert other.worker.restarts == 0
         await asyncio.gather(backend.aclose(), other.aclose())
-        print(f"{crashes} crashes under {STREAMS} streams, {status.resumed} resumed")  # noqa: T201
+        tell(f"{crashes} crashes under {STREAMS} streams, {status.resumed} resumed")
 
     pytest.importorskip("llama_cpp")
     asyncio.run(main())

@@ -36,13 +36,21 @@ async def assert_nothing_left(before: Traces, tasks: set[asyncio.Task[Any]]) -> 
     """The same on an event loop, and no task but `tasks`.
 
     A task that has its result may take some turns of the loop to end, so that a library's own
-    wrapper of it does; and so may a file descriptor: asyncio closes sockets behind its callers.
+    wrapper of it does.
     """
     for _ in range(_TURNS):
         if asyncio.all_tasks() <= tasks:
             break
         await asyncio.sleep(0)
     assert not asyncio.all_tasks() - tasks, "a task is left"
+    await assert_all_closed(before)
+
+
+async def assert_all_closed(before: Traces) -> None:
+    """`assert_nothing_new`, but a file descriptor may take a moment.
+
+    asyncio and gRPC close sockets behind their callers.
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1.0):
             # There is nothing to wait for but the number itself.

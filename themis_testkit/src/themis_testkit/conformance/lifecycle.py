@@ -19,7 +19,7 @@ from themis_testkit.conformance.base import (
     idle,
     on_backend,
 )
-from themis_testkit.conformance.leftovers import assert_nothing_new, own_threads, traces
+from themis_testkit.conformance.leftovers import assert_all_closed, own_threads, traces
 
 
 class LifecycleChecks(ConformanceBase):
@@ -106,7 +106,7 @@ class LifecycleChecks(ConformanceBase):
             await self._work_and_close(backend_factory())
             before = traces()
             await self._work_and_close(backend_factory())
-            assert_nothing_new(before)
+            await assert_all_closed(before)
 
         threads = own_threads()
         asyncio.run(main())
