@@ -103,14 +103,6 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Env
             del sys.modules[name]
 
 
-@pytest.fixture(scope="module")
-def table() -> Iterator[list[str]]:
-    """The rows of the table of attacks, printed when all have been tried (`pytest -s`)."""
-    rows: list[str] = []
-    yield rows
-    sys.stdout.write("\n".join(["", f"{'attack':36} {'code':14} report", *rows, ""]))
-
-
 def _changed_file(e: Environment) -> None:
     path = e.site / "locked_victim/parts.py"
     path.write_text(path.read_text() + "import os\n")
@@ -183,13 +175,13 @@ def test_what_is_locked_is_loaded(environment: Environment) -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_is_refused_before_import_and_named(
-    environment: Environment, attack: str, table: list[str]
+    environment: Environment, attack: str, tell: Callable[[str], None]
 ) -> None:
     sabotage, name, cause = ATTACKS[attack]
     sabotage(environment)
     with pytest.raises(PluginLocked) as caught:
         environment.registry().load(name)
-    table.append(f"{attack:36} {caught.value.code:14} {caught.value.message}")
+    tell(f"{caught.value.code}: {caught.value.message}")
     assert cause in caught.value.message
     assert caught.value.plugin == name
     assert "themis.lock" in str(caught.value)

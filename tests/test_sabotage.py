@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def report(sabotage: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {section["title"]: section["findings"] for section in document["sections"]}
 
 
-def test_the_doctor_names_each_with_its_cause(report: dict[str, Any]) -> None:
+def test_the_doctor_names_each_with_its_cause(
+    report: dict[str, Any], tell: Callable[[str], None]
+) -> None:
     rows = [f"{'plugin':16} {'level':8} {'code':20} report"]
     for name, (level, code, cause, _) in TABLE.items():
         found = next(f for f in report["plugins"] if f["subject"] == name and f["level"] == level)
@@ -70,7 +73,7 @@ def test_the_doctor_names_each_with_its_cause(report: dict[str, Any]) -> None:
         assert f"themis-sabotage-{name.replace('_', '-')} 6.6" in found["message"]
         assert found["remedy"]
         assert "last words" not in found["message"]
-    sys.stdout.write("\n" + "\n".join(rows) + "\n")  # The table: `pytest -s`.
+    tell("\n".join(["the table of sabotage", *rows]))
 
 
 def test_every_other_plugin_and_the_configuration_live_on(report: dict[str, Any]) -> None:
