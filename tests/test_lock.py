@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import py_compile
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
@@ -206,6 +207,19 @@ def test_a_stranger_cannot_take_the_name_of_what_is_locked(environment: Environm
     registry.load("good")
     states = {s.distribution: (s.state, s.code) for s in registry.report() if s.name == "good"}
     assert states == {"lock-good": ("loaded", None), "usurper": ("failed", "plugin_locked")}
+
+
+def test_a_folder_that_is_gone_is_named(environment: Environment) -> None:
+    parts = environment.install("folders")
+    (parts / "inner").mkdir()
+    (parts / "inner" / "part.py").write_text("")
+    record = environment.site / "lock_folders-1.0.dist-info" / "RECORD"
+    record.write_text(record.read_text() + "locked_folders/inner/part.py,,\n")
+    environment.write()
+    shutil.rmtree(parts / "inner")
+    with pytest.raises(PluginLocked, match=r"inner/part\.py is missing"):
+        environment.registry().load("folders")
+    assert environment.guard().differences(discover(environment.found()))
 
 
 def test_byte_code_of_another_source_is_refused(environment: Environment) -> None:

@@ -604,3 +604,70 @@ def test_budgets_refuse_senseless_values() -> None:
     for bad in ({"timeout": 0}, {"timeout": -1}, {"on_failure": "ajar"}):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(bad, Budget)
+
+
+class Wrong:
+    """What a plugin's author may get wrong: no coroutine, nothing returned, another type."""
+
+    def __init__(self, what: object) -> None:
+        self.what = what
+
+    def _do(self, *_: object) -> Any:
+        if isinstance(self.what, Exception):
+            raise self.what
+
+        async def answer() -> object:
+            return self.what
+
+        return answer()
+
+    reserve = get = put = settle = release = _do
+
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.parametrize("what", [None, 7, RuntimeError("before it can be awaited")])
+def test_a_quota_that_returns_nonsense_is_a_failure_like_others(what: object) -> None:
+    async def main() -> None:
+        request = GenerateRequest(prompt="x")
+        wrong: Any = Wrong(what)
+        for usage in (Usage(prompt_tokens=1), None):
+            guard = GuardedQuota(wrong, Hook("quota", Budget(on_failure="open"), "wrong"))
+            reservation = await guard.reserve(request)
+            await (reservation.settle(usage) if usage else reservation.release())
+        closed = GuardedQuota(wrong, Hook("quota", Budget(on_failure="closed"), "wrong"))
+        with pytest.raises(InternalError):
+            await closed.reserve(request)
+
+    asyncio.run(main())
+
+
+def test_a_reservation_that_raises_at_once_is_a_failure_like_others() -> None:
+    async def main() -> None:
+        given: Any = Wrong(None)
+        given.what = given  # Its own reservation.
+        for mode in ("open", "closed"):
+            given.what = given
+            budget = Budget(on_failure=mode)
+            guard = GuardedQuota(given, Hook("quota", budget, "wrong"))
+            reservation = await guard.reserve(GenerateRequest(prompt="x"))
+            given.what = RuntimeError("before it can be awaited")
+            await reservation.release()  # Never raises.
+            if mode == "open":
+                await reservation.settle(Usage())
+            else:
+                with pytest.raises(InternalError):
+                    await reservation.settle(Usage())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("what", [7, memoryview(b"x"), RuntimeError("at once")])
+def test_a_cache_that_returns_nonsense_has_nothing(what: object) -> None:
+    async def main() -> None:
+        wrong: Any = Wrong(what)
+        cache = guarded_cache(wrong)
+        assert await cache.get(b"key") is None
+        await cache.put(b"key", b"value")
+
+    asyncio.run(main())

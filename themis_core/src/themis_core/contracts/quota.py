@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from themis_core.messages import GenerateRequest, Usage
 
 
+@runtime_checkable
 class Reservation(Protocol):
     """What one request has been granted. Exactly one of the two methods is called, once.
 

@@ -107,5 +107,13 @@ def _ending(code: int | None, limit: float) -> str:
     if code is None:
         return f"did not come to an end within {limit:g} seconds"
     if code < 0:
-        return f"crashed with {signal.Signals(-code).name}"
+        return f"crashed with {signal_name(-code)}"
     return f"ended the process with exit code {code}"
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`, or `signal 40` for those that have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

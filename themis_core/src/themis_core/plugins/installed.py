@@ -63,6 +63,8 @@ def unrecorded(found: Installed) -> list[str]:
     own = {f for f in folders if f != Path() and not f.name.endswith(".dist-info")}
     extra = []
     for folder in own:
+        if not (found.root / folder).is_dir():  # Its files are missing, which is said elsewhere.
+            continue
         for entry in os.scandir(found.root / folder):
             path = folder / entry.name
             if entry.is_dir():

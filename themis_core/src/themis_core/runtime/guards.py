@@ -115,8 +115,14 @@ class GuardedQuota:
 
     async def reserve(self, request: GenerateRequest) -> Reservation:
         """Raises `QuotaExceeded`, and what `Hook.call` raises."""
-        reserved = await self.hook.call("reserve", self.plugin.reserve(request), otherwise=_MISSING)
+        reserved = await self.hook.call("reserve", self._reserved(request), otherwise=_MISSING)
         return _Nothing() if reserved is _MISSING else _GuardedReservation(reserved, self.hook)
+
+    async def _reserved(self, request: GenerateRequest) -> Reservation:
+        reserved: object = await self.plugin.reserve(request)
+        if not isinstance(reserved, Reservation):
+            raise TypeError(f"reserve returned {type(reserved).__name__}, not a Reservation")
+        return reserved
 
     async def aclose(self) -> None:
         """Close the plugin."""
@@ -139,14 +145,22 @@ class _GuardedReservation:
         self._hook = hook
 
     async def settle(self, usage: Usage) -> None:
-        await self._hook.call("settle", self._reservation.settle(usage), otherwise=None)
+        await self._hook.call("settle", self._settled(usage), otherwise=None)
 
     async def release(self) -> None:
         """Never raises: the request has ended already, with something that says more."""
         try:
-            await self._hook.call("release", self._reservation.release(), otherwise=None)
+            await self._hook.call("release", self._released(), otherwise=None)
         except ThemisError as error:
             _log.error("A reservation could not be released: %s", error)
+
+    # Coroutines of their own: a plugin may raise before it has given something to await.
+
+    async def _settled(self, usage: Usage) -> None:
+        await self._reservation.settle(usage)
+
+    async def _released(self) -> None:
+        await self._reservation.release()
 
 
 class GuardedCache:
@@ -158,11 +172,20 @@ class GuardedCache:
 
     async def get(self, key: bytes) -> bytes | None:
         """Raises what `Hook.call` raises."""
-        return await self.hook.call("get", self.plugin.get(key), otherwise=None)
+        return await self.hook.call("get", self._got(key), otherwise=None)
 
     async def put(self, key: bytes, value: bytes) -> None:
         """Raises what `Hook.call` raises."""
-        await self.hook.call("put", self.plugin.put(key, value), otherwise=None)
+        await self.hook.call("put", self._put(key, value), otherwise=None)
+
+    async def _got(self, key: bytes) -> bytes | None:
+        value: object = await self.plugin.get(key)
+        if not (value is None or isinstance(value, bytes)):
+            raise TypeError(f"get returned {type(value).__name__}, not bytes or None")
+        return value
+
+    async def _put(self, key: bytes, value: bytes) -> None:
+        await self.plugin.put(key, value)
 
     async def aclose(self) -> None:
         """Close the plugin."""

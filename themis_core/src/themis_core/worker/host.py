@@ -25,6 +25,7 @@ from themis_core.worker.spec import Report, Spec
 
 _PR_SET_PDEATHSIG = 1
 _HEALTH_INTERVAL = 0.2
+_SPEC_LIMIT = 1 << 26  # Bytes of the line that says what to do, with all settings of the model.
 
 
 class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +99,7 @@ def die_with(parent: int) -> None:
 
 async def _supervised(control: socket.socket) -> int:
     control.setblocking(False)
-    reader, writer = await asyncio.open_unix_connection(sock=control)
+    reader, writer = await asyncio.open_unix_connection(sock=control, limit=_SPEC_LIMIT)
     spec = msgspec.json.decode(await reader.readline(), type=Spec)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -107,14 +108,23 @@ async def _supervised(control: socket.socket) -> int:
     def report(message: Report) -> None:
         writer.write(msgspec.json.encode(message) + b"\n")
 
+    loaded = asyncio.Event()
+
+    def ready(url: str) -> None:
+        loaded.set()
+        report(Report(url=url))
+
     parent = asyncio.create_task(_until_the_end(reader, stop))
     try:
-        serving = asyncio.create_task(_serve(spec, stop, lambda url: report(Report(url=url))))
-        # The parent may give up while the model loads; nobody waits for that then.
+        serving = asyncio.create_task(_serve(spec, stop, ready))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        await serving
+        if not loaded.is_set():  # The parent may give up while the model loads.
+            serving.cancel()
+        await asyncio.wait([serving])
+        if not serving.cancelled():
+            serving.result()
     except ThemisError as error:
         report(Report(failure=to_failure(error)))
         with suppress(OSError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import TypeVar
 
 import msgspec
@@ -97,7 +97,7 @@ class IsolatedBackend:
         deadline = None if request.timeout is None else time.monotonic() + request.timeout
         journal, suspect = Journal(request, self.info), Suspect()
         while True:
-            async with self._gate.enter(suspect):
+            async with self._admitted(suspect, deadline, request):
                 worker = await self._worker(deadline, request)
                 worker.suspects[suspect] = request.request_id
                 try:
@@ -186,13 +186,17 @@ class IsolatedBackend:
         for suspect in worker.suspects:
             suspect.struck(alone=len(worker.suspects) == 1)
 
+    @asynccontextmanager
+    async def _admitted(
+        self, suspect: Suspect, deadline: float | None, request: GenerateRequest
+    ) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            entering = stack.enter_async_context(self._gate.enter(suspect))
+            await _until(deadline, request, entering)
+            yield
+
     async def _worker(self, deadline: float | None, request: GenerateRequest) -> Worker:
-        remaining = None if deadline is None else deadline - time.monotonic()
-        try:
-            async with asyncio.timeout(remaining):
-                return await self._running().worker()
-        except TimeoutError:
-            raise _expired(request) from None
+        return await _until(deadline, request, self._running().worker())
 
     async def _carry_on(
         self, worker: Worker, journal: Journal, deadline: float | None
@@ -258,6 +262,16 @@ class IsolatedBackend:
 
     def _closed(self) -> BackendClosed:
         return BackendClosed(f"The worker of model {self._spec.model!r} is not running.")
+
+
+async def _until(deadline: float | None, request: GenerateRequest, work: Awaitable[T]) -> T:
+    """Raises `DeadlineExceeded`."""
+    remaining = None if deadline is None else deadline - time.monotonic()
+    try:
+        async with asyncio.timeout(remaining):
+            return await work
+    except TimeoutError:
+        raise _expired(request) from None
 
 
 def _expired(request: GenerateRequest) -> DeadlineExceeded:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import msgspec
 
 from themis_core.errors import BackendFailed, ModelLoadFailed
+from themis_core.plugins.children import signal_name
 from themis_core.protocol.failures import to_error
 from themis_core.worker.spec import Report, Spec
 
@@ -73,13 +73,16 @@ class WorkerProcess:
         """Spawn, and wait until the model is loaded and served."""
         self._spawn()
         reading = asyncio.create_task(self._report())
+        report: Report | None = None
         try:
             either: list[asyncio.Future[Any]] = [reading, self.exited]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 report = reading.result()
-            else:  # It may have said why before it ended.
-                report = await asyncio.wait_for(reading, 1.0)
+            else:
+                # It may have said why before it ended; a child of its own may keep the line open.
+                with suppress(TimeoutError):
+                    report = await asyncio.wait_for(reading, 1.0)
         except BaseException:
             reading.cancel()
             await self.stop(0.0)
@@ -104,12 +107,13 @@ class WorkerProcess:
         if self.ours is not None:
             self.ours.close()
             self.ours = None
-        if patience > 0:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self.exited), patience)
-        self.kill()
-        # Shielded: a cancelled stop must still not leave the process behind.
-        await asyncio.shield(self.exited)
+        try:
+            if patience > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(self.exited), patience)
+        finally:  # A cancelled stop must not leave the process behind either.
+            self.kill()
+            await asyncio.shield(self.exited)
 
     def kill(self) -> None:
         """End it now. Twice is fine."""
@@ -118,15 +122,31 @@ class WorkerProcess:
                 self._process.kill()
 
     def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        control, their_control = socket.socketpair()
-        output, their_output = os.pipe()
-        try:
+        """Raises `BackendFailed`, leaving nothing open and nobody running."""
+        with ExitStack() as undo:
+            try:
+                self._begin(undo)
+            except OSError as error:
+                raise BackendFailed(f"A worker process cannot be started: {error}.") from error
+            undo.pop_all()
+
+    def _begin(self, undo: ExitStack) -> None:
+        """Spawn, watch, and send what is to be done. `undo` gets what takes it back."""
+        with ExitStack() as theirs_to_close:
+            ours, theirs = socket.socketpair()
+            control, their_control = socket.socketpair()
+            for sock in (ours, control):
+                undo.callback(sock.close)
+            for sock in (theirs, their_control):
+                theirs_to_close.callback(sock.close)
+            output, their_output = os.pipe()
+            undo.callback(os.close, output)
+            theirs_to_close.callback(os.close, their_output)
             spec = msgspec.structs.replace(
                 self._spec, url=f"{self._spec.transport}://?fd={theirs.fileno()}"
             )
             # From this thread: the kernel ties the worker's life to the thread that started it.
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [
                     sys.executable,
                     "-m",
@@ -139,26 +159,19 @@ class WorkerProcess:
                 stderr=their_output,
                 pass_fds=[theirs.fileno(), their_control.fileno()],
             )
+            undo.callback(process.wait)
+            undo.callback(process.kill)
             control.sendall(msgspec.json.encode(spec) + b"\n")
-        except OSError as error:
-            self._process = None
-            for sock in (ours, control):
-                sock.close()
-            os.close(output)
-            raise BackendFailed(f"A worker process cannot be started: {error}.") from error
-        finally:
-            theirs.close()
-            their_control.close()
-            os.close(their_output)
+        pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
         control.setblocking(False)
-        self.ours, self._control, self._output = ours, control, output
         os.set_blocking(output, False)
+        self.ours, self._control, self._output = ours, control, output
+        self._process, self._pidfd = process, pidfd
         self._loop.add_reader(output, self._read_log)
-        self._watch(self._process)
+        self._watch(process)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        if hasattr(os, "pidfd_open"):
-            self._pidfd = os.pidfd_open(process.pid)
+        if self._pidfd >= 0:
             self._loop.add_reader(self._pidfd, self._ended, process)
         else:
             waiting = self._loop.run_in_executor(None, process.wait)
@@ -176,7 +189,7 @@ class WorkerProcess:
             WorkerExit(
                 pid=process.pid,
                 code=code,
-                signal=signal.Signals(-code).name if code < 0 else None,
+                signal=signal_name(-code) if code < 0 else None,
                 seconds=time.monotonic() - self._began,
                 log=tuple(self._lines),
             )
@@ -208,13 +221,19 @@ class WorkerProcess:
                 return
             *lines, self._partial = (self._partial + data).split(b"\n")
             for line in lines:
-                text = line.decode("utf-8", "replace")
-                self._lines.append(text)
-                _log.info("%s[%d]: %s", self._spec.model, self.pid, text)
+                self._keep(line)
             self._partial = self._partial[-_READ:]
+
+    def _keep(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace")
+        self._lines.append(text)
+        _log.info("%s[%d]: %s", self._spec.model, self.pid, text)
 
     def _close_log(self) -> None:
         if self._output >= 0:
+            if self._partial:  # Its last words need not be a whole line.
+                self._keep(self._partial)
+                self._partial = b""
             self._loop.remove_reader(self._output)
             os.close(self._output)
             self._output = -1

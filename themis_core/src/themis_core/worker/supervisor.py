@@ -192,15 +192,24 @@ class Supervisor:
             try:
                 self._state = "starting"
                 self._worker = await self._launch()
-            except ThemisError as error:
-                _log.error("The worker of %r could not be restarted: %s", self._spec.model, error)
-                self._note_crash(0.0)
-                self._broken = error
+            # Whatever it is: nobody but this task starts workers, and all requests wait for it.
+            except Exception as error:  # noqa: BLE001
+                self._not_restarted(error)
                 continue
             self._restarts += 1
             self._state = "ready"
             self._broken = None
             self._changed.set()
+
+    def _not_restarted(self, error: Exception) -> None:
+        model = self._spec.model
+        if not isinstance(error, ThemisError):
+            _log.error("Restarting the worker of %r failed unexpectedly.", model, exc_info=error)
+            error = BackendFailed(f"The worker could not be restarted: {error!r}.")
+        _log.error("The worker of %r could not be restarted: %s", model, error)
+        self._note_crash(0.0)
+        self._broken = error
+        self._changed.set()  # Those who wait have waited for this.
 
     async def _bury(self, worker: Worker) -> None:
         self._state = "waiting"
