@@ -22,7 +22,7 @@ from themis_core.errors import (
     Overloaded,
     UnsupportedField,
 )
-from themis_core.messages import AdapterWeight, GenerateRequest, SamplingParams
+from themis_core.messages import AdapterWeight, EmbedRequest, GenerateRequest, SamplingParams
 from themis_testkit.conformance.base import begin, complete, eventually
 from themis_tiny_model import path
 from themis_vllm_remote.create import remote
@@ -50,6 +50,8 @@ class Service:
         self.archive = self._archive()
         self.digest = hashlib.sha256(self.archive).hexdigest()
         self.pause = 0.0
+        self.embeds = False
+        self.limits: list[float] = []  # What clients gave each call to embed.
 
     def _archive(self) -> bytes:
         data = io.BytesIO()
@@ -85,6 +87,25 @@ class Service:
         finally:
             self.running -= 1
 
+    async def embed(self, request: Any, context: Any) -> Any:
+        """Refuses [13] once others wait; [7] waits until it is cancelled."""
+        self.limits.append(context.time_remaining())
+        ids = list(request.tokenized.input_ids)
+        self.running += 1
+        try:
+            if ids == [7]:
+                await asyncio.Event().wait()
+            if ids == [13]:
+
+                async def others() -> bool:
+                    return self.running > 2
+
+                await eventually(others, what="the other inputs have come")
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "as asked")
+        finally:
+            self.running -= 1
+        return pb.EmbedResponse(embedding=[3.0, 4.0], prompt_tokens=len(ids))
+
     async def tokenizer(self, request: Any, context: Any) -> AsyncGenerator[Any, None]:
         half = len(self.archive) // 2
         yield pb.TokenizerChunk(data=self.archive[:half])
@@ -105,7 +126,7 @@ class Service:
             )
 
         info = pb.ModelInfo(
-            is_generation=True,
+            is_generation=not self.embeds,
             max_context_length=2048,
             vocab_size=1920,
             served_model_name="tiny",
@@ -115,14 +136,18 @@ class Service:
             "GetModelInfo": fixed(info),
             "GetLoads": fixed(pb.Loads(version="0.32.0")),
             "GetTokenizer": streamed(self.tokenizer, pb.Empty),
+            "Embed": grpc.unary_unary_rpc_method_handler(
+                self.embed, pb.EmbedRequest.FromString, lambda m: m.SerializeToString()
+            ),
             "Generate": streamed(self.generate, pb.GenerateRequest),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
-def served(body: Callable[[Service, str], Awaitable[None]]) -> None:
+def served(body: Callable[[Service, str], Awaitable[None]], *, embeds: bool = False) -> None:
     async def main() -> None:
         service = Service()
+        service.embeds = embeds
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((service.handler(),))
         port = server.add_insecure_port("127.0.0.1:0")
@@ -238,6 +263,30 @@ def test_cancelling_reaches_the_service() -> None:
             await eventually(at_rest, what="the service was told")
 
     served(body)
+
+
+def test_embeddings_may_take_as_long_as_other_work() -> None:
+    async def body(service: Service, url: str) -> None:
+        async with connected(url, stall_timeout=5000.0) as backend:
+            answer = await backend.embed(EmbedRequest(inputs=((1, 2), (3,))))
+            assert answer.embeddings == ((0.6, 0.8), (0.6, 0.8))
+            assert answer.usage.prompt_tokens == 3
+            assert all(limit > 1000 for limit in service.limits)
+
+    served(body, embeds=True)
+
+
+def test_one_input_that_cannot_be_embedded_ends_the_others() -> None:
+    async def body(service: Service, url: str) -> None:
+        async def at_rest() -> bool:
+            return service.running == 0
+
+        async with connected(url) as backend:
+            with pytest.raises(InvalidRequest, match="as asked"):
+                await backend.embed(EmbedRequest(inputs=((7,), (13,), (7,))))
+            await eventually(at_rest, what="the service was told")
+
+    served(body, embeds=True)
 
 
 @pytest.mark.parametrize("what", ["digest", "no archive", "empty"])

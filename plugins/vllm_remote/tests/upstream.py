@@ -56,6 +56,9 @@ class Upstream:
         self.model = "tiny"
         self.tokens_route = False
         self.adapters: dict[str, str] = {}
+        self.on_load: Callable[[], Awaitable[None]] | None = None  # Before an adapter is loaded.
+        self.unload_status: list[int] = []  # For the next adapters to unload, one each.
+        self.on_tokenize: Callable[[], Awaitable[None]] | None = None
         self.others = 0
         self.running = 0
         self.most_running = 0
@@ -84,6 +87,7 @@ class Upstream:
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/detokenize", self._detokenize)
         app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post("/v1/chat/completions", self._refuse)
         app.router.add_post("/v1/load_lora_adapter", self._load)
         app.router.add_post("/v1/unload_lora_adapter", self._unload)
         app.router.add_post("/inference/v1/generate", self._generate)
@@ -126,6 +130,10 @@ class Upstream:
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
+        if self.on_tokenize is not None:
+            await self.on_tokenize()
+        if "prompt" not in body:
+            return web.json_response({"error": {"message": "no template"}}, status=500)
         ids = self._tokenizer.encode(body["prompt"], parse_special=True)
         return web.json_response({"tokens": ids, "count": len(ids)})
 
@@ -139,13 +147,24 @@ class Upstream:
         if "missing" in body["lora_path"]:
             error = {"message": "no such file", "type": "NotFoundError", "code": 404}
             return web.json_response({"error": error}, status=404)
+        if self.on_load is not None:
+            await self.on_load()
+        if body["lora_name"] in self.adapters:
+            error = {"message": "it is loaded already", "type": "InvalidUserInput", "code": 400}
+            return web.json_response({"error": error}, status=400)
         self.adapters[body["lora_name"]] = body["lora_path"]
         return web.Response(text="Success")
 
     async def _unload(self, request: web.Request) -> web.Response:
         body = await request.json()
+        status = self.unload_status.pop(0) if self.unload_status else 200
+        if status != 200:
+            return web.json_response({"error": {"message": "as asked"}}, status=status)
         self.adapters.pop(body["lora_name"], None)
         return web.Response(text="Success")
+
+    async def _refuse(self, request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "no chats here"}}, status=400)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, (await request.json()), texts=True)

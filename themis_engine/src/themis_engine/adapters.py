@@ -71,7 +71,7 @@ class AdapterRegistry:
     async def unload(self, name: str) -> None:
         """Wait for those who use it, and forget it. New requests do not find it from now on.
 
-        If this is cancelled while it waits, the adapter stays.
+        If this is cancelled while it waits, or fails, the adapter stays.
         """
         adapter = self._find(name)
         del self._adapters[name]
@@ -84,10 +84,8 @@ class AdapterRegistry:
             self._adapters[name] = adapter
             self._busy.discard(name)
             raise
-        try:
-            await self._unload(name)
-        finally:
-            self._busy.discard(name)
+        # Shielded: once it has begun, only its end says whether the adapter is still there.
+        await asyncio.shield(asyncio.ensure_future(self._forget(name, adapter)))
 
     @contextmanager
     def lease(self, wanted: Sequence[AdapterWeight]) -> Iterator[AdapterSet]:
@@ -115,6 +113,15 @@ class AdapterRegistry:
                 one.users -= 1
                 if not one.users:
                     one.idle.set()
+
+    async def _forget(self, name: str, adapter: _Adapter) -> None:
+        try:
+            await self._unload(name)
+        except BaseException:
+            self._adapters[name] = adapter
+            raise
+        finally:
+            self._busy.discard(name)
 
     def _find(self, name: str) -> _Adapter:
         found = self._adapters.get(name)

@@ -13,6 +13,7 @@ import msgspec
 from themis_core.errors import (
     BackendClosed,
     BackendFailed,
+    DeadlineExceeded,
     ThemisError,
     UnsupportedField,
 )
@@ -99,8 +100,12 @@ class VllmBackend:
             def attempt(asked: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
                 return self._attempt(running, asked, adapter, deadline, counted)
 
-            async def back() -> None:
-                await running.waits.until(deadline, self._door.back)
+            async def back(pause: float) -> None:
+                async def healthy() -> None:
+                    await asyncio.sleep(pause)
+                    await self._door.back()
+
+                await running.waits.until(deadline, healthy)
 
             most = self._resumes
             events = resumed(attempt, back, request, running.info, most) if most else None
@@ -220,7 +225,7 @@ class VllmBackend:
         except ThemisError as error:
             if self._running is not running and not isinstance(error, BackendClosed):
                 raise self._closed() from error
-            better = await running.texts.explain(error, order)
+            better = await self._explained(running, error, order, deadline)
             if better is error:
                 raise
             raise better from error
@@ -231,6 +236,16 @@ class VllmBackend:
                 plugin=self._plugin,
             )
         return pieces
+
+    async def _explained(
+        self, running: _Running, error: ThemisError, order: Order, deadline: float | None
+    ) -> ThemisError:
+        try:
+            return await running.waits.until(deadline, lambda: running.texts.explain(error, order))
+        except (DeadlineExceeded, BackendClosed):  # Of the wait: they concern the whole request.
+            raise
+        except ThemisError:  # What the server said first says more than a failed look-up.
+            return error
 
     async def _rest(self, stream: AsyncGenerator[list[Piece], None]) -> None:
         """Read a stream to its end, so that its connection can serve the next request."""

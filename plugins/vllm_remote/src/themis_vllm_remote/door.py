@@ -114,11 +114,14 @@ class Door(Protocol):
         ...
 
     async def load_adapter(self, name: str, path: str) -> None:
-        """Load a LoRA adapter; `path` is one of the server's host."""
+        """Load a LoRA adapter; `path` is one of the server's host.
+
+        Raises `InvalidRequest` for the field `name` if the server has one of that name already.
+        """
         ...
 
     async def unload_adapter(self, name: str) -> None:
-        """Unload it."""
+        """Unload it. That it is gone already is fine."""
         ...
 
     async def load(self) -> Load:

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from themis_core.errors import (
     AdapterNotFound,
     BackendFailed,
-    ModelLoadFailed,
     Overloaded,
     ThemisError,
 )
@@ -24,6 +23,7 @@ from themis_core.messages import ChatMessage, Tool
 from themis_vllm_remote.affinity import Affinity
 from themis_vllm_remote.breaker import Breaker
 from themis_vllm_remote.door import Door, Embedded, Facts, Load, Order, Piece
+from themis_vllm_remote.endpoint import Endpoint, check_equal
 
 T = TypeVar("T")
 _SLACK = 4  # So many requests more are worth a cached prefix.
@@ -40,27 +40,13 @@ class EndpointOptions:
     metrics_interval: float = 1.0
 
 
-class _Endpoint:
-    def __init__(self, place: int, door: Door, breaker: Breaker) -> None:
-        self.place = place
-        self.door = door
-        self.breaker = breaker
-        self.ours = 0
-        self.others = 0
-        self.facts: Facts | None = None
-
-    @property
-    def load(self) -> int:
-        return self.ours + self.others
-
-
 class Endpoints:
     """Doors that lead to equal servers."""
 
     def __init__(self, doors: Sequence[Door], options: EndpointOptions) -> None:
         self._options = options
         self._all = [
-            _Endpoint(i, door, Breaker(options.breaker_failures, options.breaker_pause))
+            Endpoint(i, door, Breaker(options.breaker_failures, options.breaker_pause))
             for i, door in enumerate(doors)
         ]
         self._affinity = Affinity()
@@ -81,17 +67,22 @@ class Endpoints:
         results = await asyncio.gather(
             *(endpoint.door.open() for endpoint in self._all), return_exceptions=True
         )
+        failed: list[tuple[Endpoint, ThemisError]] = []
         for endpoint, result in zip(self._all, results, strict=True):
             if isinstance(result, Facts):
                 endpoint.facts = result
-            elif not isinstance(result, ThemisError):
+            elif isinstance(result, ThemisError):
+                failed.append((endpoint, result))
+            else:
                 raise result
         known = [endpoint.facts for endpoint in self._all if endpoint.facts is not None]
         if not known:
             assert isinstance(results[0], BaseException)
             raise results[0]
         for facts in known[1:]:
-            _check_equal(known[0], facts)
+            check_equal(known[0], facts)
+        for endpoint, error in failed:
+            endpoint.left_out(error)
         if len(self._all) > 1:
             self._watches = [
                 asyncio.create_task(self._watching(endpoint), name="themis vllm loads")
@@ -102,7 +93,7 @@ class Endpoints:
     async def generate(self, order: Order) -> AsyncGenerator[list[Piece], None]:
         """The pieces from one of the servers."""
         tried: list[int] = []
-        reloaded = False
+        reloaded: set[int] = set()
         while True:
             endpoint = self._choose(order.head, tried)
             brought = settled = False
@@ -125,11 +116,13 @@ class Endpoints:
             except AdapterNotFound:
                 # The server was restarted, and has forgotten what was loaded here.
                 name = order.adapter
-                if brought or reloaded or not name or name not in self._paths:
+                path = self._paths.get(name) if name else None
+                if brought or endpoint.place in reloaded or not name or path is None:
                     raise
-                reloaded = settled = True
+                reloaded.add(endpoint.place)
+                settled = True
                 endpoint.breaker.succeeded()
-                await endpoint.door.load_adapter(name, self._paths[name])
+                await endpoint.bring_adapter(name, path)
                 continue
             except ThemisError:  # Of the request: the server is well.
                 settled = True
@@ -161,7 +154,7 @@ class Endpoints:
 
     async def load_adapter(self, name: str, path: str) -> None:
         """On all servers, or on none."""
-        loaded: list[_Endpoint] = []
+        loaded: list[Endpoint] = []
         try:
             for endpoint in self._open():
                 await endpoint.door.load_adapter(name, path)
@@ -174,10 +167,16 @@ class Endpoints:
         self._paths[name] = path
 
     async def unload_adapter(self, name: str) -> None:
-        """On all servers."""
-        self._paths.pop(name, None)
+        """On all servers. Where one fails, it stays known, and can be unloaded again."""
+        errors: list[ThemisError] = []
         for endpoint in self._open():
-            await endpoint.door.unload_adapter(name)
+            try:
+                await endpoint.door.unload_adapter(name)
+            except ThemisError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        self._paths.pop(name, None)
 
     async def back(self) -> None:
         """Wait until a server that has died can be asked again, where there is no other one."""
@@ -205,10 +204,10 @@ class Endpoints:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _open(self) -> list[_Endpoint]:
+    def _open(self) -> list[Endpoint]:
         return [endpoint for endpoint in self._all if endpoint.facts is not None]
 
-    def _choose(self, head: Sequence[int], tried: Sequence[int]) -> _Endpoint:
+    def _choose(self, head: Sequence[int], tried: Sequence[int]) -> Endpoint:
         """Raises `BackendFailed` if all servers are closed off."""
         now = asyncio.get_running_loop().time()
         allowed = [endpoint for endpoint in self._open() if endpoint.breaker.allows(now)]
@@ -258,39 +257,25 @@ class Endpoints:
             tried.append(endpoint.place)
             await asyncio.sleep(_BACKOFF * 2 ** (len(tried) - 1))
 
-    def _failed(self, endpoint: _Endpoint, error: ThemisError) -> None:
+    def _failed(self, endpoint: Endpoint, error: ThemisError) -> None:
         if isinstance(error, Overloaded):  # It is alive.
             endpoint.breaker.succeeded()
         else:
             endpoint.breaker.failed(asyncio.get_running_loop().time())
 
-    async def _watching(self, endpoint: _Endpoint) -> None:
+    async def _watching(self, endpoint: Endpoint) -> None:
         while True:
             await asyncio.sleep(self._options.metrics_interval)
             await self._look(endpoint)
 
-    async def _look(self, endpoint: _Endpoint) -> None:
+    async def _look(self, endpoint: Endpoint) -> None:
         """What the requests of others do there. One that does not tell is not thought idle."""
         try:
             if endpoint.facts is None:
-                found = await endpoint.door.open()
-                _check_equal(next(e.facts for e in self._all if e.facts is not None), found)
-                for name, path in self._paths.items():
-                    await endpoint.door.load_adapter(name, path)
-                endpoint.facts = found
+                equal = next(e.facts for e in self._all if e.facts is not None)
+                await endpoint.join(equal, self._paths)
             before = endpoint.ours
             load = await endpoint.door.load()
             endpoint.others = max(0, load.running + load.waiting - max(before, endpoint.ours))
         except ThemisError:
             return
-
-
-def _check_equal(one: Facts, other: Facts) -> None:
-    if (one.model, one.context) != (other.model, other.context):
-        raise ModelLoadFailed(
-            f"The endpoints serve different models: {one.model!r} with a context of {one.context}, "
-            f"and {other.model!r} with {other.context}.",
-            field="endpoint",
-            remedy="Give each model a section of its own.",
-            plugin="vllm",
-        )

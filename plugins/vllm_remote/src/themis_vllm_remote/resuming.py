@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
@@ -15,15 +14,15 @@ _PAUSE = 0.2  # Seconds before the first repetition; then ever twice that.
 
 async def resumed(
     attempt: Callable[[GenerateRequest], AsyncGenerator[GenerateEvent, None]],
-    back: Callable[[], Awaitable[None]],
+    back: Callable[[float], Awaitable[None]],
     request: GenerateRequest,
     info: ModelInfo,
     most: int,
 ) -> AsyncGenerator[GenerateEvent, None]:
     """The events of `attempt(request)`, repeated up to `most` times where it fails.
 
-    `back()` waits until the server can be asked again. The caller sees one
-    answer. Raises `BackendFailed` if it could not be exactly the same one.
+    `back(pause)` waits so many seconds, and until the server can be asked again. The caller sees
+    one answer. Raises `BackendFailed` if it could not be exactly the same one.
     """
     journal = Journal(request, info)
     for count in range(most + 1):
@@ -43,5 +42,4 @@ async def resumed(
                 return
             if count == most:
                 raise
-        await asyncio.sleep(_PAUSE * 2**count)
-        await back()
+        await back(_PAUSE * 2**count)

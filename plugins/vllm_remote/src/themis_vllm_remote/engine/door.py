@@ -44,6 +44,7 @@ class EngineDoor:
         self._surroundings: Surroundings | None = None
         self._adapters: dict[str, Any] = {}
         self._numbers = itertools.count(1)
+        self._changing = asyncio.Lock()  # Of adapters: one at a time, or there may be too many.
 
     @property
     def where(self) -> str:
@@ -105,7 +106,11 @@ class EngineDoor:
         if order.salt is not None:
             prompt["cache_salt"] = order.salt
         adapter = None if order.adapter is None else self._find(order.adapter)
-        outputs = llm.generate(prompt, self._params(order), request_id, lora_request=adapter)
+        try:
+            params = self._params(order)
+        except ValueError as error:  # Values that do not go together, which vLLM finds out.
+            raise self._translated(error) from error
+        outputs = llm.generate(prompt, params, request_id, lora_request=adapter)
         try:
             while True:
                 try:
@@ -145,27 +150,19 @@ class EngineDoor:
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Raises `ModelFileInvalid` before a broken file gets near the engine."""
-        llm = self._started()
-        self._check_room()
-        await asyncio.to_thread(check_adapter, path, self._settings.max_adapter_rank)
-        request = self._vllm.LoRARequest(name, next(self._numbers), path)
-        try:
-            loaded = await llm.add_lora(request)
-        # As in `generate`.
-        except Exception as error:
-            translated = self._translated(error)
-            if isinstance(translated, BackendFailed | BackendClosed) and self.failure:
-                raise translated from error
-            raise _unloadable(path, str(error)) from error
-        if not loaded:
-            raise _unloadable(path, "vLLM refuses it")
-        self._adapters[name] = request
+        async with self._changing:
+            await self._load_adapter(name, path)
 
     async def unload_adapter(self, name: str) -> None:
         """Out of the engine's memory."""
-        request = self._find(name)
-        del self._adapters[name]
-        await self._started().remove_lora(request.lora_int_id)
+        async with self._changing:
+            request = self._find(name)
+            try:
+                await self._started().remove_lora(request.lora_int_id)
+            # As in `generate`.
+            except Exception as error:
+                raise self._translated(error) from error
+            del self._adapters[name]
 
     async def load(self) -> Load:
         """Not known: only this backend uses the engine."""
@@ -186,6 +183,23 @@ class EngineDoor:
             await asyncio.to_thread(surroundings.end)
 
     # --- inside ----------------------------------------------------------------------------------
+
+    async def _load_adapter(self, name: str, path: str) -> None:
+        llm = self._started()
+        self._check_room()
+        await asyncio.to_thread(check_adapter, path, self._settings.max_adapter_rank)
+        request = self._vllm.LoRARequest(name, next(self._numbers), path)
+        try:
+            loaded = await llm.add_lora(request)
+        # As in `generate`.
+        except Exception as error:
+            translated = self._translated(error)
+            if isinstance(translated, BackendFailed | BackendClosed) and self.failure:
+                raise translated from error
+            raise _unloadable(path, str(error)) from error
+        if not loaded:
+            raise _unloadable(path, "vLLM refuses it")
+        self._adapters[name] = request
 
     def _check_room(self) -> None:
         """On a CPU, vLLM computes requests without an adapter with the last slot's: it stays empty.
@@ -222,7 +236,7 @@ class EngineDoor:
                 # The last one stays empty on a CPU, see `_check_room`.
                 "max_loras": settings.max_adapters + self._vllm.on_cpu,
                 "max_lora_rank": settings.max_adapter_rank,
-                "max_cpu_loras": max(settings.max_adapters, 8),
+                "max_cpu_loras": max(settings.max_adapters + self._vllm.on_cpu, 8),
             }
         given |= settings.engine
         return self._vllm.AsyncEngineArgs(

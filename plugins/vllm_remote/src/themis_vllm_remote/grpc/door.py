@@ -107,7 +107,12 @@ class GrpcDoor:
 
     async def embed(self, inputs: Sequence[str | Sequence[int]]) -> Embedded:
         """A call for each input: the service takes one at a time."""
-        answers = await asyncio.gather(*(self._embed_one(item) for item in inputs))
+        try:
+            async with asyncio.TaskGroup() as group:
+                calls = [group.create_task(self._embed_one(item)) for item in inputs]
+        except ExceptionGroup as failed:  # The first of them has ended the others.
+            raise failed.exceptions[0] from None
+        answers = [call.result() for call in calls]
         return Embedded(
             tuple(tuple(answer.embedding) for answer in answers),
             sum(answer.prompt_tokens for answer in answers),
@@ -191,7 +196,9 @@ class GrpcDoor:
         assert not isinstance(item, str)
         message = pb.EmbedRequest(tokenized=pb.Tokenized(input_ids=item))
         message.request_id = f"embed-{id(message):x}"
-        return await self._call("Embed", message, pb.EmbedResponse)
+        # As long as other work may take: the server puts inputs into a queue.
+        limit = self._options.stall_timeout
+        return await self._call("Embed", message, pb.EmbedResponse, limit)
 
     async def _fetch(self) -> Tokenizer:
         """The tokenizer files. Raises `ModelLoadFailed`."""

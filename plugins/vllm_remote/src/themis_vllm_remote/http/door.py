@@ -70,7 +70,8 @@ class HttpDoor:
 
     def __init__(self, client: HttpClient, model: str, start_timeout: float) -> None:
         self._client = client
-        self._model = model
+        self._wanted = model
+        self._model = model  # Once it is open, the server's name for it.
         self._patience = start_timeout
         self._tokens = False  # Whether it has `/inference/v1/generate`.
 
@@ -232,11 +233,11 @@ class HttpDoor:
     async def _learn(self) -> Facts:
         models: _Models = await self._client.get("/v1/models", _Models)
         bases = [model for model in models.data if model.parent is None]
-        chosen = next((m for m in bases if self._model in ("", m.id)), None)
+        chosen = next((m for m in bases if self._wanted in ("", m.id)), None)
         if chosen is None:
             names = ", ".join(repr(model.id) for model in bases) or "none"
             raise ModelLoadFailed(
-                f"vLLM at {self.where} does not serve {self._model!r}; it serves {names}.",
+                f"vLLM at {self.where} does not serve {self._wanted!r}; it serves {names}.",
                 field="model",
                 remedy="Correct the setting model, or the server's --served-model-name.",
                 plugin="vllm",
