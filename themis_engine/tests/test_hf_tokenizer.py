@@ -12,6 +12,7 @@ import themis_tiny_model
 from themis_core.errors import InvalidRequest, ModelFileInvalid
 from themis_engine import Tokenizer
 from themis_engine.hf_tokenizer import HfTokenizer
+from themis_engine.runner import FramedTokenizer
 
 TINY = HfTokenizer(themis_tiny_model.path("hf"))
 
@@ -158,6 +159,13 @@ def test_start_token_comes_from_the_post_processor_once(llama: HfTokenizer) -> N
     assert llama.encode("<s>a", parse_special=True).count(1) == 1
     assert llama.encode("<s>a", parse_special=False).count(1) == 1
     assert llama.encode("", parse_special=False) == [1]
+
+
+def test_the_end_of_a_text_comes_from_the_post_processor(llama: HfTokenizer) -> None:
+    assert isinstance(llama, FramedTokenizer)
+    assert llama.text_end == (2,)
+    assert llama.encode("a", parse_special=False)[-1] != 2  # Prompts go on.
+    assert TINY.text_end == ()
 
 
 def test_padding_and_truncation_are_reset(llama: HfTokenizer) -> None:

@@ -42,7 +42,8 @@ class HfTokenizer:
             if (text := _token_text(config.get(name))) is not None
         }
         self._chat_template = _chat_template(directory, config)
-        self._start = self._start_tokens(config.get("add_bos_token"))
+        framed_start, self._text_end = self._frame()
+        self._start = self._start_tokens(config.get("add_bos_token"), framed_start)
         self._end_tokens = self._find_end_tokens(directory)
         self._bytes = self._byte_table(_piece_reader(file, declared))
         vocabulary = self._special.get_vocab(with_added_tokens=True)
@@ -70,6 +71,14 @@ class HfTokenizer:
         """The added tokens that the tokenizer calls special, by their text."""
         return self._special_tokens
 
+    @property
+    def text_end(self) -> tuple[int, ...]:
+        """What the post-processor puts behind a text, which a text to embed needs.
+
+        A prompt must not have it: nothing would follow.
+        """
+        return self._text_end
+
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
         """Token ids of `text`, with the model's start tokens, which are never added twice.
 
@@ -93,14 +102,20 @@ class HfTokenizer:
         """
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
 
-    def _start_tokens(self, add_bos: Any) -> list[int]:
+    def _frame(self) -> tuple[list[int], tuple[int, ...]]:
+        """What the post-processor puts before a text, and behind it."""
+        plain = self._special.encode("a", add_special_tokens=False).ids
+        framed = self._special.encode("a", add_special_tokens=True).ids
+        places = (i for i in range(len(framed)) if framed[i : i + len(plain)] == plain)
+        before = next(places, None)
+        if before is None:  # It changes the text itself, so what is its frame cannot be told.
+            return [], ()
+        return list(framed[:before]), tuple(framed[before + len(plain) :])
+
+    def _start_tokens(self, add_bos: Any, framed: list[int]) -> list[int]:
         """What precedes every text: as `add_bos_token` says, or else as the post-processor does."""
         if add_bos is None:
-            plain = self._special.encode("a", add_special_tokens=False).ids
-            framed = self._special.encode("a", add_special_tokens=True).ids
-            # The post-processor may also put an end token behind; a prompt must not have that.
-            before = next(i for i in range(len(framed)) if framed[i : i + len(plain)] == plain)
-            return list(framed[:before])
+            return framed
         bos = self._special.token_to_id(self._template_tokens.get("bos_token", ""))
         return [bos] if add_bos and bos is not None else []
 
