@@ -1,4 +1,14 @@
-"""A backend with settings of every shape, for the tests of the configuration."""
+"""A backend with settings of every shape, and the problems of a configuration, for its tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from themis_core.config import load
+from themis_core.errors import ConfigInvalid
+from themis_core.plugins import Registry
 
 BACKEND = """
 from typing import Annotated, Literal
@@ -32,3 +42,10 @@ def themis_backends():
     factory = "{module}:create"
     return [BackendPlugin(name="{name}", help="A test.", settings=Settings, factory=factory)]
 """
+
+
+def problems(path: Path, registry: Registry, **environment: str) -> list[str]:
+    with pytest.raises(ConfigInvalid) as caught:
+        load(path, registry, environment)
+    assert str(path) in str(caught.value) or environment
+    return [str(problem) for problem in caught.value.problems]

@@ -11,6 +11,8 @@ import pytest
 
 from themis_core.plugins import Registry, discover
 
+from .config_plugin import BACKEND
+
 WELL_BEHAVED = """
 from themis_core.hooks import BackendPlugin, hookimpl
 
@@ -69,6 +71,13 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
     for name in set(sys.modules) - before:
         if name.startswith("shelf_"):
             del sys.modules[name]
+
+
+@pytest.fixture
+def registry(shelf: Shelf) -> Registry:
+    """With the backend `mine`, whose settings have every shape."""
+    shelf.install("mine", BACKEND)
+    return shelf.registry()
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from themis_core.config.sources import RawConfig, leaves, read
 from themis_core.errors import ConfigInvalid
 from themis_core.plugins import Registry
 
+from .config_plugin import problems
+
 BACKEND = """
 from typing import Annotated
 import msgspec
@@ -58,13 +60,6 @@ def registry(shelf: Any) -> Registry:
     shelf.install("tiny", MODEL)
     found: Registry = shelf.registry()
     return found
-
-
-def problems(path: Path, registry: Registry, **environment: str) -> list[str]:
-    with pytest.raises(ConfigInvalid) as caught:
-        load(path, registry, environment)
-    assert str(path) in str(caught.value) or environment
-    return [str(problem) for problem in caught.value.problems]
 
 
 def test_a_good_file(registry: Registry, write_config: Writer) -> None:

@@ -13,22 +13,9 @@ from themis_core.config.schema import json_schema
 from themis_core.errors import ConfigInvalid
 from themis_core.plugins import Registry
 
-from .config_plugin import BACKEND
+from .config_plugin import BACKEND, problems
 
 Writer = Callable[[str], Path]
-
-
-@pytest.fixture
-def registry(shelf: Any) -> Registry:
-    shelf.install("mine", BACKEND)
-    found: Registry = shelf.registry()
-    return found
-
-
-def problems(path: Path, registry: Registry, **environment: str) -> list[str]:
-    with pytest.raises(ConfigInvalid) as caught:
-        load(path, registry, environment)
-    return [str(problem) for problem in caught.value.problems]
 
 
 def test_problems_have_lines(registry: Registry, write_config: Writer) -> None:

@@ -20,16 +20,7 @@ from themis_core.config.schema import json_schema
 from themis_core.errors import ConfigInvalid
 from themis_core.plugins import Registry
 
-from .config_plugin import BACKEND
-
 Writer = Callable[[str], Path]
-
-
-@pytest.fixture
-def registry(shelf: Any) -> Registry:
-    shelf.install("mine", BACKEND)
-    found: Registry = shelf.registry()
-    return found
 
 
 def test_the_schema_knows_every_key(registry: Registry) -> None:

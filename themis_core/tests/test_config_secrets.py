@@ -16,22 +16,9 @@ from themis_core.errors import ConfigInvalid
 from themis_core.plugins import Registry
 from themis_core.worker.spec import Spec
 
-from .config_plugin import BACKEND
+from .config_plugin import problems
 
 Writer = Callable[[str], Path]
-
-
-@pytest.fixture
-def registry(shelf: Any) -> Registry:
-    shelf.install("mine", BACKEND)
-    found: Registry = shelf.registry()
-    return found
-
-
-def problems(path: Path, registry: Registry, **environment: str) -> list[str]:
-    with pytest.raises(ConfigInvalid) as caught:
-        load(path, registry, environment)
-    return [str(problem) for problem in caught.value.problems]
 
 
 SECRETS = """

@@ -116,7 +116,4 @@ class TlsQueries:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> TlsQueries:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    return TlsQueries(make_certificates(tmp_path_factory.mktemp("tls"), openssl))
+    return TlsQueries(make_certificates(tmp_path_factory.mktemp("tls")))

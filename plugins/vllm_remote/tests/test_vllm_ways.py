@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,10 +22,7 @@ ASKED = GenerateRequest(prompt=(7, 8), sampling=SamplingParams(max_tokens=3, tem
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    return make_certificates(tmp_path_factory.mktemp("tls"), openssl)
+    return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 def serving(upstream: Upstream, body: Callable[[], Awaitable[None]]) -> None:

@@ -35,8 +35,8 @@ _ALWAYS = frozenset(
         "sampling.ignore_eos",
     }
 )
-_CHAT = frozenset({"messages", "template_options"})
-_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
+CHAT_FIELDS = frozenset({"messages", "template_options"})
+TOOL_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 
 
 def describe(runner: ModelRunner, backend: str, intake: Intake) -> ModelInfo:
@@ -45,9 +45,9 @@ def describe(runner: ModelRunner, backend: str, intake: Intake) -> ModelInfo:
     adapters = isinstance(runner, AdapterRunner)
     fields = _ALWAYS
     if intake.chat:
-        fields |= _CHAT
+        fields |= CHAT_FIELDS
     if intake.tools:
-        fields |= _TOOLS
+        fields |= TOOL_FIELDS
     if adapters:
         fields |= {"adapters"}
     return ModelInfo(

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from themis_core.errors import InvalidRequest, ModelLoadFailed, ThemisError
+from themis_core.errors import (
+    AdapterNotFound,
+    BackendFailed,
+    InvalidRequest,
+    ModelLoadFailed,
+    ThemisError,
+)
 from themis_vllm_remote.breaker import Breaker
 from themis_vllm_remote.door import Door, Facts
 
 _log = logging.getLogger("themis.vllm")
+
+
+class Attempt:
+    """One request at an endpoint."""
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
+        self.answered = False
+
+    def succeeded(self) -> None:
+        """Something has come back."""
+        self.answered = True
+        self._breaker.succeeded()
 
 
 class Endpoint:
@@ -30,6 +50,29 @@ class Endpoint:
     def load(self) -> int:
         """Requests there, of ours and of others."""
         return self.ours + self.others
+
+    @contextmanager
+    def attempt(self) -> Iterator[Attempt]:
+        """Around one request there: it counts, and the breaker hears how it went."""
+        attempt, settled = Attempt(self.breaker), False
+        self.breaker.begin()
+        self.ours += 1
+        try:
+            yield attempt
+        except AdapterNotFound:  # Whoever asked may know what to do about it.
+            raise
+        except BackendFailed:
+            settled = True
+            self.breaker.failed(asyncio.get_running_loop().time())
+            raise
+        except ThemisError:  # Of the request, or of a server that is alive and busy.
+            settled = True
+            self.breaker.succeeded()
+            raise
+        finally:
+            self.ours -= 1
+            if not (settled or attempt.answered):
+                self.breaker.abandoned()
 
     async def join(self, equal: Facts, adapters: Mapping[str, str]) -> None:
         """Open it, unless it cannot be used: then nothing stays open, and the log says why.

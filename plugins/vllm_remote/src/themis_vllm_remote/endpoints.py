@@ -96,44 +96,29 @@ class Endpoints:
         reloaded: set[int] = set()
         while True:
             endpoint = self._choose(order.head, tried)
-            brought = settled = False
-            endpoint.breaker.begin()
-            endpoint.ours += 1
             try:
-                async with aclosing(endpoint.door.generate(order)) as stream:
-                    async for pieces in stream:
-                        if not brought:
-                            brought = settled = True
-                            endpoint.breaker.succeeded()
-                            self._affinity.note(order.head, endpoint.place)
-                        yield pieces
+                with endpoint.attempt() as attempt:
+                    async with aclosing(endpoint.door.generate(order)) as stream:
+                        async for pieces in stream:
+                            if not attempt.answered:
+                                attempt.succeeded()
+                                self._affinity.note(order.head, endpoint.place)
+                            yield pieces
                 return
-            except (BackendFailed, Overloaded) as error:
-                settled = True
-                self._failed(endpoint, error)
-                if brought or len(tried) >= self._options.retries:
+            except (BackendFailed, Overloaded):
+                if attempt.answered or len(tried) >= self._options.retries:
                     raise
             except AdapterNotFound:
                 # The server was restarted, and has forgotten what was loaded here.
                 name = order.adapter
                 path = self._paths.get(name) if name else None
-                if brought or endpoint.place in reloaded or not name or path is None:
+                if attempt.answered or endpoint.place in reloaded or not name or path is None:
                     raise
                 reloaded.add(endpoint.place)
-                settled = True
                 endpoint.breaker.succeeded()
                 await endpoint.bring_adapter(name, path)
                 continue
-            except ThemisError:  # Of the request: the server is well.
-                settled = True
-                endpoint.breaker.succeeded()
-                raise
-            finally:
-                endpoint.ours -= 1
-                if not settled:
-                    endpoint.breaker.abandoned()
-            tried.append(endpoint.place)
-            await asyncio.sleep(_BACKOFF * 2 ** (len(tried) - 1))
+            await _before_the_next(tried, endpoint)
 
     async def embed(self, inputs: Sequence[str | Sequence[int]]) -> Embedded:
         """From one of the servers."""
@@ -233,35 +218,15 @@ class Endpoints:
         tried: list[int] = []
         while True:
             endpoint = self._choose((), tried)
-            settled = False
-            endpoint.breaker.begin()
-            endpoint.ours += 1
             try:
-                result = await ask(endpoint.door)
-                settled = True
-                endpoint.breaker.succeeded()
-                return result
-            except (BackendFailed, Overloaded) as error:
-                settled = True
-                self._failed(endpoint, error)
+                with endpoint.attempt() as attempt:
+                    result = await ask(endpoint.door)
+                    attempt.succeeded()
+                    return result
+            except (BackendFailed, Overloaded):
                 if len(tried) >= self._options.retries:
                     raise
-            except ThemisError:  # Of the request: the server is well.
-                settled = True
-                endpoint.breaker.succeeded()
-                raise
-            finally:
-                endpoint.ours -= 1
-                if not settled:
-                    endpoint.breaker.abandoned()
-            tried.append(endpoint.place)
-            await asyncio.sleep(_BACKOFF * 2 ** (len(tried) - 1))
-
-    def _failed(self, endpoint: Endpoint, error: ThemisError) -> None:
-        if isinstance(error, Overloaded):  # It is alive.
-            endpoint.breaker.succeeded()
-        else:
-            endpoint.breaker.failed(asyncio.get_running_loop().time())
+            await _before_the_next(tried, endpoint)
 
     async def _watching(self, endpoint: Endpoint) -> None:
         while True:
@@ -279,3 +244,9 @@ class Endpoints:
             endpoint.others = max(0, load.running + load.waiting - max(before, endpoint.ours))
         except ThemisError:
             return
+
+
+async def _before_the_next(tried: list[int], endpoint: Endpoint) -> None:
+    """Note who was tried, and give a server that is in trouble a moment."""
+    tried.append(endpoint.place)
+    await asyncio.sleep(_BACKOFF * 2 ** (len(tried) - 1))

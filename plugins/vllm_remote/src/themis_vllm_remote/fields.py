@@ -12,8 +12,6 @@ from themis_core.messages import OPTIONAL_FIELDS
 Path = Literal["http", "http+tokenizer", "grpc", "engine"]
 PATHS: tuple[Path, ...] = ("http", "http+tokenizer", "grpc", "engine")
 
-_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
-_CHAT = frozenset({"messages", "template_options"})
 _NEVER = frozenset({"priority", "resume_token_ids", "sampling.typical_p"})
 _DOORS = frozenset({"cache_salt", "adapters"})
 

@@ -14,6 +14,7 @@ from themis_core.errors import ThemisError
 from themis_core.messages import ChatMessage, GenerateEvent, GenerateRequest
 from themis_engine.crossing import Begun, Ended, Item, Tokens
 from themis_engine.intake import Intake
+from themis_engine.model_info import CHAT_FIELDS, TOOL_FIELDS
 from themis_engine.options import EngineOptions
 from themis_engine.output import Output
 from themis_engine.runner import ModelRunner, RunnerInfo, Tokenizer
@@ -21,33 +22,12 @@ from themis_engine.sampler import Sampled
 from themis_engine.tools import ChatFormat
 from themis_vllm_remote.checks import check_sampling
 from themis_vllm_remote.door import Facts, Order, Piece
+from themis_vllm_remote.fields import SERVER_FIELDS
 from themis_vllm_remote.marked_tokenizer import MarkedTokenizer
 from themis_vllm_remote.structured import Kind, structured_outputs
 from themis_vllm_remote.texts import check_end
 
-_FIELDS = frozenset(
-    {
-        "prompt_token_ids",
-        "truncate_prompt_tokens",
-        "constraint",
-        "sampling.min_tokens",
-        "sampling.temperature",
-        "sampling.top_k",
-        "sampling.top_p",
-        "sampling.min_p",
-        "sampling.repetition_penalty",
-        "sampling.frequency_penalty",
-        "sampling.presence_penalty",
-        "sampling.logit_bias",
-        "sampling.seed",
-        "sampling.n",
-        "sampling.logprobs",
-        "sampling.stop_token_ids",
-        "sampling.ignore_eos",
-    }
-)
-_CHAT = frozenset({"messages", "template_options"})
-_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
+_FIELDS = SERVER_FIELDS - CHAT_FIELDS - TOOL_FIELDS  # Whatever the tokenizer's model can do.
 _HEAD = 4096  # So many tokens decide which endpoint has them cached.
 
 
@@ -81,10 +61,10 @@ class LocalTexts:
         self._plugin = plugin
         fields = _FIELDS
         if self._intake.chat:
-            fields |= _CHAT
+            fields |= CHAT_FIELDS
         # Without grammars nothing would make a forced call come out right.
         if self._intake.tools and kind == "guidance":
-            fields |= _TOOLS
+            fields |= TOOL_FIELDS
         self._fields = fields
 
     @property

@@ -202,13 +202,15 @@ class Supervisor:
             self._changed.set()
 
     def _not_restarted(self, error: Exception) -> None:
-        model = self._spec.model
-        if not isinstance(error, ThemisError):
-            _log.error("Restarting the worker of %r failed unexpectedly.", model, exc_info=error)
-            error = BackendFailed(f"The worker could not be restarted: {error!r}.")
-        _log.error("The worker of %r could not be restarted: %s", model, error)
+        if isinstance(error, ThemisError):
+            told, defect = error, None
+        else:
+            told, defect = BackendFailed(f"The worker could not be restarted: {error!r}."), error
+        _log.error(
+            "The worker of %r could not be restarted: %s", self._spec.model, told, exc_info=defect
+        )
         self._note_crash(0.0)
-        self._broken = error
+        self._broken = told
         self._changed.set()  # Those who wait have waited for this.
 
     async def _bury(self, worker: Worker) -> None:
